@@ -2,7 +2,6 @@ module token.place
 
 go 1.26.0
 
-require (
-	golang.org/x/crypto v0.58.0 // indirect
-	golang.org/x/mod v0.42.0 // indirect
-)
+require golang.org/x/mod v0.42.0
+
+require golang.org/x/crypto v0.58.0 // indirect

@@ -1,0 +1,19 @@
+//go:build unix
+
+package identity
+
+import (
+	"fmt"
+	"os"
+)
+
+func checkPrivate(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("read identity: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("identity file %s can be read by others (mode %04o): run chmod 600 %s", path, mode, path)
+	}
+	return nil
+}
