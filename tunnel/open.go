@@ -1,0 +1,198 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Config is how a relay uses tunnels. Its zero value is good.
+type Config struct {
+	// Ping is the silence after which a node is asked for a sign of life, and
+	// PingTimeout how long it has to answer. Zero means 15 s and 5 s.
+	Ping, PingTimeout time.Duration
+}
+
+// Conn is the relay's end of a tunnel, an http.RoundTripper whose requests all
+// go to the node. Its methods may be called concurrently.
+type Conn struct {
+	conn     *conn
+	http     *http.ClientConn
+	capacity int
+
+	mu       sync.Mutex // guards the fields below
+	control  int        // streams in use that are not exchanges
+	draining bool       // asked to drain: no more exchanges
+}
+
+// Open starts the relay's end on nc, a connection it accepted and secured, and
+// returns when the node has said how many exchanges it takes. It owns nc, also
+// when it fails. ctx limits Open, not the Conn.
+func Open(ctx context.Context, nc net.Conn, cfg Config) (*Conn, error) {
+	tune(nc)
+	c := newConn(nc)
+	t := &http.Transport{
+		DialContext:            func(context.Context, string, string) (net.Conn, error) { return c, nil },
+		Protocols:              protocols(),
+		HTTP2:                  settings(cfg.Ping, cfg.PingTimeout, relayPing),
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 8 << 10,
+	}
+	cc, err := t.NewClientConn(ctx, "http", "node:0")
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("open tunnel: %w", err)
+	}
+	// The client's first write is its preface; its second acknowledges the
+	// node's settings, and until then Reserve would go by a guess.
+	select {
+	case <-c.settings:
+	case <-c.done:
+		err = io.ErrUnexpectedEOF
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	capacity := min(cc.Available()-reservedStreams, maxExchanges)
+	if err == nil && capacity < 1 {
+		err = errors.New("the node takes no exchanges")
+	}
+	if err != nil {
+		cc.Close()
+		return nil, fmt.Errorf("open tunnel: %w", err)
+	}
+	return &Conn{conn: c, http: cc, capacity: capacity}, nil
+}
+
+// RoundTrip sends a request to the node. It never queues: if the node has no
+// room, drains or is gone it returns ErrUnavailable at once. GET /status does
+// not count as an exchange until its body is closed. When the connection dies
+// the bodies of running responses return an error that is not io.EOF.
+func (c *Conn) RoundTrip(req *http.Request) (*http.Response, error) {
+	control := req.URL.Path == "/status"
+	if !c.reserve(control) {
+		closeBody(req)
+		return nil, ErrUnavailable
+	}
+	res, err := c.http.RoundTrip(req)
+	if err != nil {
+		if control {
+			c.release()
+		}
+		return nil, fmt.Errorf("send to node: %w", err)
+	}
+	if control {
+		res.Body = &controlBody{ReadCloser: res.Body, release: sync.OnceFunc(c.release)}
+	}
+	return res, nil
+}
+
+// reserve takes a stream, or says that there is none.
+func (c *Conn) reserve(control bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !control && (c.draining || c.http.InFlight()-c.control >= c.capacity) {
+		return false
+	}
+	// Past the node's limit RoundTrip would wait; after a GOAWAY only Reserve knows.
+	if c.http.Reserve() != nil {
+		return false
+	}
+	if control {
+		c.control++
+	}
+	return true
+}
+
+func (c *Conn) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.control--
+}
+
+// controlBody gives the stream back when the body is closed.
+type controlBody struct {
+	io.ReadCloser
+	release func()
+}
+
+func (b *controlBody) Close() error {
+	defer b.release()
+	return b.ReadCloser.Close()
+}
+
+// Capacity is how many exchanges the node takes at once.
+func (c *Conn) Capacity() int { return c.capacity }
+
+// InFlight is how many exchanges are running, those included that were
+// cancelled and that the node has not confirmed.
+func (c *Conn) InFlight() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return max(0, c.http.InFlight()-c.control)
+}
+
+// Available reports whether the node would take an exchange now.
+func (c *Conn) Available() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.draining && c.http.Available() > 0 && c.http.InFlight()-c.control < c.capacity
+}
+
+// Done is closed when the connection is: lost, drained or by Close.
+func (c *Conn) Done() <-chan struct{} { return c.conn.done }
+
+// Close ends the connection at once, running exchanges with it.
+func (c *Conn) Close() error { return c.http.Close() }
+
+// Drain takes no more exchanges and asks the node to dial again elsewhere. It
+// returns when the running ones have ended and the connection is closed, or
+// closes it when ctx is done.
+func (c *Conn) Drain(ctx context.Context) error { return c.drain(ctx, "/drain") }
+
+func (c *Conn) drain(ctx context.Context, path string) error {
+	c.mu.Lock()
+	c.draining = true
+	c.mu.Unlock()
+	err := c.askDrain(ctx, path)
+	if err == nil {
+		select {
+		case <-c.Done():
+			return nil
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	c.Close()
+	return fmt.Errorf("drain tunnel: %w", err)
+}
+
+func (c *Conn) askDrain(ctx context.Context, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://node"+path, nil)
+	if err != nil {
+		return err
+	}
+	if !c.reserve(true) {
+		return ErrUnavailable
+	}
+	defer c.release()
+	res, err := c.http.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusNoContent {
+		return fmt.Errorf("the node answered with status %d", res.StatusCode)
+	}
+	return nil
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+}
