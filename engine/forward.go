@@ -1,0 +1,186 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// passed are the request headers that reach the engine. Everything else, such
+// as the name and version of the client's SDK, is not the engine's business.
+var passed = []string{"Content-Type", "Accept", "Openai-Beta", "Anthropic-Version", "Anthropic-Beta"}
+
+var (
+	errSilent = errors.New("the engine was silent for too long")
+	errClosed = errors.New("the exchange is over")
+)
+
+// forward is not httputil.ReverseProxy because that one ends a stream that
+// broke like one that did not, unless a net/http server is found in the context,
+// and because most of it is for headers that are not passed here.
+func (e *Engine) forward(w http.ResponseWriter, r *http.Request) {
+	// An HTTP/1.1 server would otherwise read the whole request before it sends
+	// the first byte of an answer that came early, and cut off both.
+	http.NewResponseController(w).EnableFullDuplex() // not needed where not supported
+
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(errClosed)
+	silence := time.AfterFunc(e.cfg.Timeout, func() { cancel(errSilent) })
+	defer silence.Stop()
+	heard := func() { silence.Reset(e.cfg.Timeout) }
+
+	body := &requestBody{body: r.Body, heard: heard}
+	defer body.Close()
+	res, err := e.transport.RoundTrip(e.request(ctx, r, body))
+	if err != nil {
+		e.fail(ctx, w, r, failureCode(err, body))
+		return
+	}
+	defer res.Body.Close()
+	heard()
+
+	media, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
+	if code := judge(r, res, media); code != "" {
+		if v := res.Header.Get("Retry-After"); v != "" {
+			w.Header().Set("Retry-After", v)
+		}
+		e.fail(ctx, w, r, code)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", res.Header.Get("Content-Type"))
+	h.Set("Cache-Control", "no-store")
+	if v := res.Header.Get("Retry-After"); v != "" {
+		h.Set("Retry-After", v)
+	}
+	if v := res.Header.Get("Content-Length"); v != "" && res.ContentLength >= 0 {
+		h.Set("Content-Length", v)
+	}
+	w.WriteHeader(res.StatusCode)
+	if !copyAnswer(w, res, newWatch(r.URL.Path, media, res), heard) {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// request makes the request to the engine.
+func (e *Engine) request(ctx context.Context, r *http.Request, body *requestBody) *http.Request {
+	u := *e.base
+	u.Path += r.URL.Path
+	u.RawPath = e.base.EscapedPath() + r.URL.EscapedPath()
+	out := (&http.Request{
+		Method: r.Method, URL: &u, Host: u.Host, // Ollama answers 403 to a Host that is not its own
+		Header:     http.Header{"User-Agent": nil},
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1, ProtoMinor: 1,
+	}).WithContext(ctx)
+	for _, name := range passed {
+		if v := r.Header.Values(name); len(v) > 0 {
+			out.Header[name] = v
+		}
+	}
+	if e.cfg.Key != "" {
+		out.Header.Set("Authorization", "Bearer "+e.cfg.Key)
+	}
+	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 || r.Method == http.MethodGet {
+		return out
+	}
+	// curl -d says that its JSON is a web form, which vLLM refuses.
+	if media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); media != "multipart/form-data" {
+		out.Header.Set("Content-Type", "application/json")
+	}
+	out.Body, out.ContentLength = body, r.ContentLength
+	if r.ContentLength < 0 {
+		body.measure(out)
+	}
+	return out
+}
+
+// copyAnswer passes the answer's body on, each piece as it comes, and reports
+// whether it was complete and was received.
+func copyAnswer(w http.ResponseWriter, res *http.Response, watch watch, heard func()) bool {
+	rc := http.NewResponseController(w)
+	flush := func() bool {
+		err := rc.Flush()
+		return err == nil || errors.Is(err, http.ErrNotSupported)
+	}
+	streams := res.ContentLength < 0
+	if streams && !flush() {
+		return false
+	}
+	p := pieces.Get().(*[]byte)
+	defer pieces.Put(p)
+	for {
+		n, err := res.Body.Read(*p)
+		if n > 0 {
+			heard()
+			watch.see((*p)[:n])
+			if _, err := w.Write((*p)[:n]); err != nil {
+				return false
+			}
+			if streams && !flush() {
+				return false
+			}
+		}
+		if err != nil {
+			return err == io.EOF && watch.complete()
+		}
+	}
+}
+
+var pieces = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+// requestBody is a request's body that can be left: after Close, which does not
+// wait, nothing more is read from it. The transport may read until after the
+// answer, when the body is no longer ours.
+type requestBody struct {
+	body   io.Reader
+	heard  func()
+	closed atomic.Bool
+	err    atomic.Pointer[error] // what reading it gave, but for io.EOF
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	if b.closed.Load() {
+		return 0, errClosed
+	}
+	n, err := b.body.Read(p)
+	if n > 0 {
+		b.heard() // a slow upload is not a silent engine
+	}
+	if err != nil && err != io.EOF {
+		err = &bodyError{err}
+		b.err.Store(&err)
+	}
+	return n, err
+}
+
+func (b *requestBody) Close() error {
+	b.closed.Store(true)
+	return nil
+}
+
+// measure gives a request of unknown length its length if the body is not
+// large, because small HTTP servers do not take chunks.
+func (b *requestBody) measure(out *http.Request) {
+	var start bytes.Buffer
+	const most = 1 << 20
+	n, err := io.Copy(&start, io.LimitReader(b, most))
+	if err == nil && n < most {
+		out.ContentLength, out.Body = n, io.NopCloser(&start)
+		return
+	}
+	// A broken body breaks again, with the same error, when it is sent.
+	b.body = io.MultiReader(&start, b.body)
+}
+
+// bodyError is what went wrong with the request, not with the engine.
+type bodyError struct{ err error }
+
+func (e *bodyError) Error() string { return "read request body: " + e.err.Error() }
+func (e *bodyError) Unwrap() error { return e.err }
