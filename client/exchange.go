@@ -1,0 +1,310 @@
+package client
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"token.place/identity"
+	"token.place/ohttp"
+)
+
+const (
+	// maxAttempts is how often a request is sealed, over all nodes, before the
+	// last failure is the answer.
+	maxAttempts = 5
+	// maxPeek is how much of an answer is read before it counts as begun.
+	maxPeek = 4 << 10
+	// maxRetryAfter bounds how long we tell an app to wait on a relay's word.
+	maxRetryAfter = 10 * time.Minute
+)
+
+// Problem types that mean something to us (spec/relay.md, spec/exchange.md).
+const (
+	mediaProblem       = "application/problem+json"
+	problemUnavailable = "https://token.place/problems/node-unavailable"
+	problemDate        = "https://iana.org/assignments/http-problem-types#date"
+)
+
+// exchange seals the request to one node after the other until one answers.
+func (t *Transport) exchange(c *call) (*http.Response, error) {
+	tr := &trial{}
+	var last *http.Response // an engine's refusal, which the next node may better
+	for range maxAttempts {
+		way, err := t.choose(c, tr)
+		if err != nil {
+			return settle(last, err)
+		}
+		tr.tried = append(tr.tried, way)
+		resp, err := t.attempt(c, way)
+		if err != nil {
+			if ctx := c.req.Context().Err(); ctx != nil {
+				return settle(last, ctx)
+			}
+			f := t.explain(way, err)
+			if !f.retry {
+				return settle(last, f.err)
+			}
+			t.blame(way, f.relay)
+			tr.err, tr.again, tr.since = f.err, true, time.Now()
+			continue
+		}
+		discard(last)
+		if !retriable(resp.StatusCode) {
+			t.remember(c, way)
+			return resp, nil
+		}
+		t.blame(way, false)
+		last = resp
+	}
+	return settle(last, tr.failure())
+}
+
+// retriable reports whether another node may well answer what this one's engine
+// does not: it is full, starting, stuck or gone.
+func retriable(status int) bool {
+	switch status {
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	return false
+}
+
+// settle ends the search without an answer: what an engine said goes before what
+// was said outside the seal, or by ourselves. The end of the caller's context
+// goes before both.
+func settle(last *http.Response, err error) (*http.Response, error) {
+	var ours *Error
+	if last != nil && (err == nil || errors.As(err, &ours)) {
+		return last, nil
+	}
+	discard(last)
+	return nil, err
+}
+
+func discard(resp *http.Response) {
+	if resp != nil {
+		resp.Body.Close()
+	}
+}
+
+// attempt seals the request to one node and waits for the first byte of the
+// answer's body, so that a node that dies before it can be replaced.
+func (t *Transport) attempt(c *call, way *route) (*http.Response, error) {
+	req := (&http.Request{
+		Method: http.MethodPost,
+		// The node is the target; what the app took for one stays here.
+		URL:           &url.URL{Scheme: "https", Host: string(way.node.id), Path: c.path},
+		Header:        c.header,
+		Body:          io.NopCloser(bytes.NewReader(c.body)),
+		ContentLength: int64(len(c.body)),
+	}).WithContext(c.req.Context())
+	resp, err := way.seal.RoundTrip(req)
+	if err != nil {
+		t.release(way)
+		return nil, err
+	}
+	body := &answer{src: resp.Body, release: func() { t.release(way) }}
+	resp.Body, resp.Request = body, c.req
+	if err := checkAnswer(resp); err != nil {
+		body.Close()
+		return nil, err
+	}
+	if err := body.peek(); err != nil {
+		body.Close()
+		return nil, err
+	}
+	return resp, nil
+}
+
+var (
+	errRedirect = errors.New("the node answered with a redirect")
+	errClock    = errors.New("the node's clock and ours differ")
+)
+
+// checkAnswer refuses answers that an API never gives. A redirect followed by the
+// app would take its prompt, and its key, past the seal.
+func checkAnswer(resp *http.Response) error {
+	if resp.StatusCode < 200 || resp.StatusCode >= 300 && resp.StatusCode < 400 {
+		return errRedirect
+	}
+	if resp.StatusCode == http.StatusBadRequest {
+		if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media == mediaProblem {
+			var problem struct{ Type string }
+			body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+			if err != nil {
+				return err
+			}
+			if json.Unmarshal(body, &problem) == nil && problem.Type == problemDate {
+				return errClock
+			}
+			resp.Body.(*answer).first = body
+		}
+	}
+	return nil
+}
+
+// answer is the body of an opened answer. Its node counts as busy until the
+// body has ended or is closed.
+type answer struct {
+	src      io.ReadCloser
+	first    []byte // read ahead
+	firstErr error  // what came after first
+	once     sync.Once
+	release  func()
+}
+
+// peek reads the first bytes. An error means that there were none.
+func (a *answer) peek() error {
+	if len(a.first) > 0 {
+		return nil
+	}
+	buf := make([]byte, maxPeek)
+	n, err := 0, error(nil)
+	for n == 0 && err == nil {
+		n, err = a.src.Read(buf)
+	}
+	if a.first, a.firstErr = buf[:n], err; n == 0 && err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+func (a *answer) Read(p []byte) (int, error) {
+	if len(a.first) > 0 {
+		n := copy(p, a.first)
+		a.first = a.first[n:]
+		return n, nil
+	}
+	n, err := 0, a.firstErr
+	if err == nil {
+		n, err = a.src.Read(p)
+	}
+	if err != nil {
+		a.once.Do(a.release)
+	}
+	return n, err
+}
+
+// Close ends the exchange, all the way to the engine if it still runs.
+func (a *answer) Close() error {
+	a.once.Do(a.release)
+	return a.src.Close()
+}
+
+// failure is what came of an attempt that got no answer.
+type failure struct {
+	err   *Error
+	retry bool // another attempt may work
+	relay bool // the relay is at fault, for all nodes
+}
+
+// explain makes an error for the app of an attempt's. Apart from a sealed answer
+// anything may come from the relay or from somebody in its place. It leads to
+// another attempt or to an error in our own words, and to nothing else; none of
+// its text is shown.
+func (t *Transport) explain(way *route, err error) failure {
+	id, relay := way.node.id, way.relay
+	var (
+		unsealed *ohttp.StatusError
+		network  *networkError
+	)
+	switch {
+	case errors.Is(err, ohttp.ErrKey):
+		return failure{failf(http.StatusBadGateway, "node_key",
+			"node %s does not open what is sealed to the key that %s has for it: try again in a minute; if it stays so, restart the node", id, relay.name()), true, false}
+	case errors.Is(err, errClock):
+		return failure{failf(http.StatusBadRequest, "clock",
+			"node %s refuses the request because its clock and this machine's are more than ten minutes apart: set them right", id), false, false}
+	case errors.Is(err, errRedirect):
+		return failure{failf(http.StatusBadGateway, "bad_answer", "node %s answered with a redirect, which no engine does: tell its operator", id), true, false}
+	case errors.Is(err, ohttp.ErrTruncated):
+		return failure{failf(http.StatusBadGateway, "node_lost",
+			"the connection to node %s broke before it answered: try again, or pin another node as well", id), true, false}
+	case errors.As(err, &unsealed):
+		return relay.explain(id, unsealed)
+	case errors.As(err, &network):
+		return failure{relay.unreachable(err), true, true}
+	}
+	return failure{failf(http.StatusBadGateway, "bad_answer", "the answer of node %s does not open: try again, or pin another node as well", id), true, false}
+}
+
+// explain makes an error of an answer that was not sealed.
+func (r *relay) explain(id identity.ID, e *ohttp.StatusError) failure {
+	media, _, _ := mime.ParseMediaType(e.ContentType)
+	var problem struct{ Type string }
+	if media == mediaProblem {
+		json.Unmarshal(e.Body, &problem) // no type is as good as an unknown one
+	}
+	switch {
+	case problem.Type == problemUnavailable:
+		f := failure{failf(http.StatusServiceUnavailable, "node_unavailable",
+			"node %s is not connected to %s, or has no room for another exchange: try again soon, or pin another node as well", id, r.name()), true, false}
+		f.err.RetryAfter = retryAfter(e.RetryAfter)
+		return f
+	case e.Status == http.StatusRequestEntityTooLarge && media == mediaProblem:
+		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s: send less at once", r.name()), false, false}
+	case media == mediaProblem && (e.Status >= 500 || e.Status == http.StatusBadRequest || e.Status == http.StatusRequestTimeout):
+		return failure{failf(http.StatusBadGateway, "node_lost",
+			"%s could not get an answer from node %s (status %d): try again, or pin another node as well", r.name(), id, e.Status), true, false}
+	}
+	return failure{r.notServed(e.Status, e.RetryAfter), true, true}
+}
+
+// notServed is the error for an answer of the relay that is none of those that a
+// relay gives.
+func (r *relay) notServed(status int, after string) *Error {
+	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+		e := failf(http.StatusServiceUnavailable, "relay_busy", "%s takes no more requests now (status %d): try again later, or use another relay as well", r.name(), status)
+		e.RetryAfter = retryAfter(after)
+		return e
+	}
+	return failf(http.StatusBadGateway, "relay_error",
+		"%s gave an answer that no relay gives (status %d): check that the URL is a token.place relay's", r.name(), status)
+}
+
+// retryAfter reads a Retry-After in seconds.
+func retryAfter(s string) time.Duration {
+	n, err := strconv.ParseUint(s, 10, 31)
+	if err != nil {
+		return 0
+	}
+	return min(time.Duration(n)*time.Second, maxRetryAfter)
+}
+
+// unreachable is the error for a relay that cannot be talked to. It keeps the
+// kind of err and none of its text, which can have addresses in it.
+func (r *relay) unreachable(err error) *Error {
+	var (
+		dns   *net.DNSError
+		cert  *x509.UnknownAuthorityError
+		host  *x509.HostnameError
+		other *x509.CertificateInvalidError
+		op    net.Error
+	)
+	why := "the connection failed: check the network and that the relay runs"
+	switch {
+	case errors.Is(err, identity.ErrPeer):
+		why = "another identity than " + string(r.ID) + " answers there: check the ID behind the # with the relay's operator, and do not go on without"
+	case errors.As(err, &dns):
+		why = "its name is not known: check the URL and the network"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		why = "the connection is refused: check that the relay runs, and the port"
+	case errors.As(err, &cert), errors.As(err, &host), errors.As(err, &other):
+		why = "no certificate authority vouches for it: if the relay has an ID, put it behind the URL, as https://host:port/#ID"
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &op) && op.Timeout():
+		why = "it does not answer in time: check the network and that the relay runs"
+	}
+	return failf(http.StatusBadGateway, "relay_unreachable", "cannot reach %s: %s", r.name(), why)
+}
