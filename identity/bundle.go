@@ -17,11 +17,13 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
+// MaxModels is how many models a descriptor may list.
+const MaxModels = 128
+
 // Limits on what a node may say of itself. They bound what a relay keeps and a
 // client downloads for each node.
 const (
 	maxNote     = 48 << 10
-	maxModels   = 128
 	maxModelID  = 256
 	maxCapacity = 1000
 	maxLife     = 2 * time.Hour
@@ -219,8 +221,8 @@ func (d Descriptor) check() error {
 		return fmt.Errorf("capacity %d is not within 1 to %d", d.Capacity, maxCapacity)
 	case len(d.Keys) < 2 || len(d.Keys) != keysLen(d.Keys):
 		return errors.New("its key configurations are malformed")
-	case len(d.Models) > maxModels:
-		return fmt.Errorf("%d models are more than %d", len(d.Models), maxModels)
+	case len(d.Models) > MaxModels:
+		return fmt.Errorf("%d models are more than %d", len(d.Models), MaxModels)
 	case !d.NotBefore.Before(d.NotAfter) || d.NotAfter.Sub(d.NotBefore) > maxLife:
 		return fmt.Errorf("it must hold for some time up to %v", maxLife)
 	}
@@ -228,7 +230,7 @@ func (d Descriptor) check() error {
 		if m.ContextLength < 0 || m.ContextLength > 1<<30 {
 			return fmt.Errorf("context length of model %d is out of range", i+1)
 		}
-		if !validModelID(m.ID) {
+		if !ValidModelID(m.ID) {
 			return fmt.Errorf("id of model %d is not 1 to %d bytes of printable UTF-8", i+1, maxModelID)
 		}
 		if slices.ContainsFunc(d.Models[:i], func(o Model) bool { return o.ID == m.ID }) {
@@ -249,7 +251,9 @@ func keysLen(b []byte) int {
 	return n
 }
 
-func validModelID(s string) bool {
+// ValidModelID reports whether a descriptor may name a model s: 1 to 256 bytes of
+// printable UTF-8.
+func ValidModelID(s string) bool {
 	return s != "" && len(s) <= maxModelID && utf8.ValidString(s) &&
 		!strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError })
 }

@@ -1,0 +1,155 @@
+package node
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"token.place/identity"
+	"token.place/openai"
+)
+
+// loadEvery is the least time between two reports of the load on one tunnel.
+const loadEvery = 250 * time.Millisecond
+
+// snapshot is what relays are told.
+type snapshot struct {
+	bundle   identity.Bundle
+	models   []identity.Model
+	inFlight int
+}
+
+// state is the node's current snapshot, with a channel that tells of the next.
+type state struct {
+	capacity int
+
+	mu      sync.Mutex // guards the fields below
+	now     snapshot
+	changed chan struct{} // closed and replaced at each change
+}
+
+func (s *state) init(capacity int) {
+	s.capacity, s.changed = capacity, make(chan struct{})
+}
+
+// get returns the snapshot and a channel that is closed when it is out of date.
+func (s *state) get() (snapshot, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now, s.changed
+}
+
+// tell wakes everybody who waits for a change; s.mu is held.
+func (s *state) tell() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *state) setBundle(b identity.Bundle) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now.bundle = b
+	s.tell()
+}
+
+// setModels reports whether models differ from what was known. They reach the
+// relays with the next bundle.
+func (s *state) setModels(models []identity.Model) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slices.Equal(s.now.models, models) && (s.now.models == nil) == (models == nil) {
+		return false
+	}
+	s.now.models = models
+	return true
+}
+
+// take counts an exchange in, unless the node is full.
+func (s *state) take() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now.inFlight >= s.capacity {
+		return false
+	}
+	s.now.inFlight++
+	s.tell()
+	return true
+}
+
+func (s *state) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.now.inFlight--
+	s.tell()
+}
+
+// limit holds exchanges to the node's capacity over all its relays. Each relay
+// knows it for its own tunnel; only the node sees them together.
+func (n *Node) limit(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !n.state.take() {
+			w.Header().Set("Retry-After", "1")
+			openai.WriteError(w, http.StatusTooManyRequests, openai.Error{
+				Code:    "node_busy",
+				Message: "This node already runs as many requests as it takes. Try again in a moment, or let the client choose another node.",
+			})
+			return
+		}
+		defer n.state.release()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// statusLine is one line of GET /status, see spec/tunnel.md.
+type statusLine struct {
+	Bundle   *identity.Bundle `json:"bundle,omitempty"`
+	Load     *load            `json:"load,omitempty"`
+	Draining bool             `json:"draining,omitempty"`
+}
+
+type load struct {
+	InFlight int `json:"in_flight"`
+	Capacity int `json:"capacity"`
+}
+
+// serveStatus tells a relay who this node is, and then whatever changes, until
+// the tunnel drains.
+func (n *Node) serveStatus(w http.ResponseWriter, r *http.Request, draining <-chan struct{}) {
+	w.Header().Set("Content-Type", "application/jsonl")
+	out, flush := json.NewEncoder(w), http.NewResponseController(w)
+	var told snapshot
+	for first := true; ; first = false {
+		s, changed := n.state.get()
+		var line statusLine
+		if first || s.bundle != told.bundle {
+			line.Bundle = &s.bundle
+		}
+		if first || s.inFlight != told.inFlight {
+			line.Load = &load{s.inFlight, n.state.capacity}
+		}
+		if line != (statusLine{}) {
+			if out.Encode(line) != nil || flush.Flush() != nil {
+				return
+			}
+			told = s
+		}
+		select {
+		case <-changed:
+		case <-draining:
+			out.Encode(statusLine{Draining: true})
+			return
+		case <-r.Context().Done():
+			return
+		}
+		// The load of a busy node changes all the time: tell it now and then.
+		pause := time.NewTimer(loadEvery)
+		select {
+		case <-pause.C:
+		case <-draining:
+		case <-r.Context().Done():
+		}
+		pause.Stop()
+	}
+}
