@@ -18,3 +18,6 @@ func SignText(c *Credential, text string) string {
 	}
 	return string(msg)
 }
+
+// FromSeed returns the credential of an Ed25519 seed.
+func FromSeed(seed []byte) *Credential { return &Credential{key: ed25519.NewKeyFromSeed(seed)} }
