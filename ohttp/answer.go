@@ -36,6 +36,7 @@ type answer struct {
 	data    []byte // content that is not sealed yet
 	plain   []byte // plaintext of the chunk being sealed; all of it if whole
 	sealed  []byte // what goes out next; starts as the nonce
+	sent    bool   // the outer header is written
 	err     error  // sticky: the answer is lost
 }
 
@@ -251,7 +252,9 @@ func (a *answer) seal(final bool) {
 
 // send writes what is sealed to the outer response.
 func (a *answer) send() {
-	if h := a.out.Header(); h["Content-Type"] == nil {
+	if !a.sent {
+		a.sent = true
+		h := a.out.Header()
 		h.Set("Cache-Control", "no-store")
 		if a.format == chunked {
 			h.Set("Content-Type", mediaChunkedRes)

@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -93,7 +94,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		timeout = 5 * time.Minute
 	}
 	if rc.SetReadDeadline(time.Now().Add(timeout)) == nil {
-		r.Body = &deadlineBody{r.Body, rc}
+		body := &deadlineBody{ReadCloser: r.Body, rc: rc}
+		defer body.release()
+		r.Body = body
 	}
 
 	o, p := h.open(w, r)
@@ -252,12 +255,17 @@ func innerRequest(ctx context.Context, src source) (*http.Request, *problem) {
 		Header: fieldsHeader(m.fields), Host: m.authority, ContentLength: m.length,
 		Trailer: make(http.Header),
 	}).WithContext(ctx)
-	req.Body = &content{r: m, message: m, trailer: req.Trailer, want: -1}
-	if m.length == 0 {
-		// Nothing is left that Next could want to read, but the message's end.
-		req.Body = &content{r: m, message: m, trailer: req.Trailer, want: 0}
+	body := &content{r: m, message: m, trailer: req.Trailer, want: -1}
+	req.Body = body
+	if p := checkRequest(req, body); p != nil || req.ContentLength != 0 {
+		return req, p
 	}
-	return req, checkRequest(req)
+	// Next has no reason to read a body that is empty, so nobody else would find out
+	// that the message is cut short.
+	if _, err := body.Read(make([]byte, 1)); err != io.EOF {
+		return req, probMalformed
+	}
+	return req, nil
 }
 
 // target validates control data as RFC 9113 section 8.3.1 says for an ordinary
@@ -272,7 +280,7 @@ func (m *message) target() (*url.URL, bool) {
 	if m.path == "*" {
 		return &url.URL{Path: "*"}, m.method == http.MethodOptions
 	}
-	if !strings.HasPrefix(m.path, "/") || strings.ContainsAny(m.path, " #\\") || !validValue(m.path) {
+	if !strings.HasPrefix(m.path, "/") || strings.ContainsFunc(m.path, notPath) {
 		return nil, false
 	}
 	u, err := url.ParseRequestURI(m.path)
@@ -281,9 +289,12 @@ func (m *message) target() (*url.URL, bool) {
 	return u, err == nil && u.Host == "" && !strings.HasPrefix(m.path, "//")
 }
 
+// notPath reports whether c cannot be in a path with query.
+func notPath(c rune) bool { return c <= ' ' || c >= 0x7f || c == '#' || c == '\\' }
+
 // checkRequest applies the rules for the header fields of a sealed request, and
 // takes those out that say what the request says elsewhere.
-func checkRequest(req *http.Request) *problem {
+func checkRequest(req *http.Request, body *content) *problem {
 	if hosts, ok := req.Header["Host"]; ok {
 		if len(hosts) > 1 || req.Host != "" && !strings.EqualFold(req.Host, hosts[0]) {
 			return probMalformed
@@ -299,8 +310,7 @@ func checkRequest(req *http.Request) *problem {
 		if err != nil || len(lengths) > 1 || req.ContentLength >= 0 && req.ContentLength != int64(n) {
 			return probMalformed
 		}
-		req.ContentLength = int64(n)
-		req.Body.(*content).want = int64(n)
+		req.ContentLength, body.want = int64(n), int64(n)
 		delete(req.Header, "Content-Length")
 	}
 	if _, ok := req.Header["Expect"]; ok {
@@ -360,15 +370,29 @@ func (c *content) Close() error { return nil }
 // strike the connection while the answer streams.
 type deadlineBody struct {
 	io.ReadCloser
-	rc *http.ResponseController
+
+	mu sync.Mutex               // guards rc
+	rc *http.ResponseController // nil once the handler has returned
 }
 
 func (b *deadlineBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
-		_ = b.rc.SetReadDeadline(time.Time{})
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.rc != nil {
+			_ = b.rc.SetReadDeadline(time.Time{})
+		}
 	}
 	return n, err
+}
+
+// release forgets the response: something that Next started may read the body later
+// than the server allows anyone to touch it.
+func (b *deadlineBody) release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rc = nil
 }
 
 // newNonce returns the random nonce that starts an answer.

@@ -17,6 +17,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"golang.org/x/crypto/chacha20poly1305"
 )
 
 // Media types of RFC 9458 section 9 and of the chunked draft. The exchange
@@ -113,6 +115,7 @@ const (
 	kdfHKDFSHA256 = 0x0001
 	aeadAES128    = 0x0001
 	aeadAES256    = 0x0002
+	aeadChaCha    = 0x0003
 
 	// nonceSize is Nn of all three AEADs.
 	nonceSize = 12
@@ -123,6 +126,7 @@ const (
 var suites = []Suite{
 	{kdfHKDFSHA256, aeadAES256},
 	{kdfHKDFSHA256, aeadAES128},
+	{kdfHKDFSHA256, aeadChaCha},
 }
 
 // keySize is Nk of the suite's AEAD, 0 if we do not support the suite.
@@ -133,7 +137,7 @@ func (s Suite) keySize() int {
 	switch s.AEAD {
 	case aeadAES128:
 		return 16
-	case aeadAES256:
+	case aeadAES256, aeadChaCha:
 		return 32
 	}
 	return 0
@@ -148,12 +152,17 @@ func (s Suite) hpke() (hpke.KDF, hpke.AEAD) {
 	switch s.AEAD {
 	case aeadAES128:
 		return hpke.HKDFSHA256(), hpke.AES128GCM()
+	case aeadAES256:
+		return hpke.HKDFSHA256(), hpke.AES256GCM()
 	}
-	return hpke.HKDFSHA256(), hpke.AES256GCM()
+	return hpke.HKDFSHA256(), hpke.ChaCha20Poly1305()
 }
 
 // aead returns the suite's AEAD under a key of keySize octets; s is supported.
 func (s Suite) aead(key []byte) (cipher.AEAD, error) {
+	if s.AEAD == aeadChaCha {
+		return chacha20poly1305.New(key)
+	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -189,7 +190,7 @@ func (b *requestBody) readContent(room int) error {
 	start := len(b.plain)
 	if b.known {
 		n := int(min(int64(room), b.left))
-		b.plain = append(b.plain, zeros[:n]...)
+		b.plain = slices.Grow(b.plain, n)[:start+n]
 		if _, err := io.ReadFull(b.body, b.plain[start:]); err != nil {
 			if err == io.EOF || err == io.ErrUnexpectedEOF {
 				err = errors.New("request body shorter than its Content-Length")
@@ -206,7 +207,7 @@ func (b *requestBody) readContent(room int) error {
 		}
 		return nil
 	}
-	b.plain = append(b.plain, zeros[:room]...)
+	b.plain = slices.Grow(b.plain, room)[:start+room]
 	n, err := io.ReadFull(b.body, b.plain[start+2:])
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
 		b.body = nil
