@@ -25,19 +25,19 @@ var (
 // broke like one that did not, unless a net/http server is found in the context,
 // and because most of it is for headers that are not passed here.
 func (e *Engine) forward(w http.ResponseWriter, r *http.Request) {
-	// An HTTP/1.1 server would otherwise read the whole request before it sends
-	// the first byte of an answer that came early, and cut off both.
-	http.NewResponseController(w).EnableFullDuplex() // not needed where not supported
-
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(errClosed)
+	out, body, err := e.request(ctx, r)
+	if err != nil {
+		e.fail(ctx, w, r, failureCode(err, body))
+		return
+	}
+	defer body.Close()
 	silence := time.AfterFunc(e.cfg.Timeout, func() { cancel(errSilent) })
 	defer silence.Stop()
 	heard := func() { silence.Reset(e.cfg.Timeout) }
-
-	body := &requestBody{body: r.Body, heard: heard}
-	defer body.Close()
-	res, err := e.transport.RoundTrip(e.request(ctx, r, body))
+	body.heard = heard
+	res, err := e.transport.RoundTrip(out)
 	if err != nil {
 		e.fail(ctx, w, r, failureCode(err, body))
 		return
@@ -68,8 +68,10 @@ func (e *Engine) forward(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// request makes the request to the engine.
-func (e *Engine) request(ctx context.Context, r *http.Request, body *requestBody) *http.Request {
+// request makes the request to the engine. The body that it returns is the
+// client's, to be closed when the exchange is over.
+func (e *Engine) request(ctx context.Context, r *http.Request) (*http.Request, *requestBody, error) {
+	in := &requestBody{body: r.Body, heard: func() {}}
 	u := *e.base
 	u.Path += r.URL.Path
 	u.RawPath = e.base.EscapedPath() + r.URL.EscapedPath()
@@ -87,18 +89,38 @@ func (e *Engine) request(ctx context.Context, r *http.Request, body *requestBody
 	if e.cfg.Key != "" {
 		out.Header.Set("Authorization", "Bearer "+e.cfg.Key)
 	}
-	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 || r.Method == http.MethodGet {
-		return out
+	if r.Body == nil || r.ContentLength == 0 || r.Method == http.MethodGet {
+		return out, in, nil
 	}
 	// curl -d says that its JSON is a web form, which vLLM refuses.
 	if media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); media != "multipart/form-data" {
 		out.Header.Set("Content-Type", "application/json")
 	}
-	out.Body, out.ContentLength = body, r.ContentLength
-	if r.ContentLength < 0 {
-		body.measure(out)
+	return out, in, in.sendWith(out, r.ContentLength)
+}
+
+// wholeBody is the size up to which a request is read before it is sent. An
+// answer that comes before the request has ended is then no problem: HTTP/1.1
+// servers drop the rest of a request when its answer begins, and with it, later,
+// the end of the answer. It also gives the request a length, as small servers
+// do not take chunks.
+const wholeBody = 1 << 20
+
+// sendWith makes b the body of out.
+func (b *requestBody) sendWith(out *http.Request, length int64) error {
+	var start bytes.Buffer
+	start.Grow(int(min(max(length, 0), wholeBody)) + bytes.MinRead)
+	n, err := start.ReadFrom(io.LimitReader(b, wholeBody+1))
+	if err != nil {
+		return err
 	}
-	return out
+	if n <= wholeBody {
+		out.Body, out.ContentLength = io.NopCloser(&start), n
+		return nil
+	}
+	b.body = io.MultiReader(&start, b.body)
+	out.Body, out.ContentLength = b, length
+	return nil
 }
 
 // copyAnswer passes the answer's body on, each piece as it comes, and reports
@@ -163,20 +185,6 @@ func (b *requestBody) Read(p []byte) (int, error) {
 func (b *requestBody) Close() error {
 	b.closed.Store(true)
 	return nil
-}
-
-// measure gives a request of unknown length its length if the body is not
-// large, because small HTTP servers do not take chunks.
-func (b *requestBody) measure(out *http.Request) {
-	var start bytes.Buffer
-	const most = 1 << 20
-	n, err := io.Copy(&start, io.LimitReader(b, most))
-	if err == nil && n < most {
-		out.ContentLength, out.Body = n, io.NopCloser(&start)
-		return
-	}
-	// A broken body breaks again, with the same error, when it is sent.
-	b.body = io.MultiReader(&start, b.body)
 }
 
 // bodyError is what went wrong with the request, not with the engine.

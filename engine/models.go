@@ -168,7 +168,11 @@ func (e *Engine) ask(ctx context.Context, method, path, question string) (int, h
 		e.cfg.Handler.ServeHTTP(w, r)
 		return w.status, w.header, w.body.Bytes(), nil
 	}
-	res, err := e.transport.RoundTrip(e.request(ctx, r, &requestBody{body: r.Body, heard: func() {}}))
+	out, _, err := e.request(ctx, r)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	res, err := e.transport.RoundTrip(out)
 	if err != nil {
 		if ctx.Err() != nil {
 			return 0, nil, nil, errors.Join(ErrUnavailable, ctx.Err())
