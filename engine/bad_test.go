@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"token.place/engine"
+	"token.place/internal/memnet"
 )
 
 func TestNoEngine(t *testing.T) {
@@ -338,5 +340,51 @@ func TestBrokenRequest(t *testing.T) {
 			s.engine.ServeHTTP(w, r)
 			checkError(t, w.Result(), test.status, test.code)
 		})
+	}
+}
+
+// TestIdleConnectionClosed has an engine that closes a connection at the moment
+// its second request arrives.
+func TestIdleConnectionClosed(t *testing.T) {
+	s := &stub{net: memnet.New()}
+	l, err := s.net.Listen("engine:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	bodies := make(chan string, 10)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			in := bufio.NewReader(c)
+			for range 2 {
+				r, err := http.ReadRequest(in)
+				if err != nil {
+					break
+				}
+				body, _ := io.ReadAll(r.Body)
+				if len(bodies)%2 == 1 {
+					bodies <- "closed"
+					break
+				}
+				bodies <- string(body) + r.Header.Get("Idempotency-Key")
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+			}
+			c.Close()
+		}
+	}()
+	s.front(t, engine.Config{})
+	for _, body := range []string{`{"a":1}`, `{"a":2}`} {
+		res := s.post(t, chat, body)
+		if got, err := io.ReadAll(res.Body); res.StatusCode != 200 || string(got) != "{}" {
+			t.Errorf("got %d, %q, %v", res.StatusCode, got, err)
+		}
+	}
+	s.engine.Close()
+	if a, b, c := <-bodies, <-bodies, <-bodies; a != `{"a":1}` || b != "closed" || c != `{"a":2}` {
+		t.Errorf("the engine got %q, %q, %q", a, b, c)
 	}
 }

@@ -32,9 +32,9 @@ type Config struct {
 	// Key is sent to the engine as a bearer token, unless it is "". It comes from
 	// a file: nothing of a client's own Authorization goes to the engine.
 	Key string
-	// Timeout is how long the engine may be silent, before its answer as well as
-	// in the middle of it; 0 means ten minutes. An answer that does not stream is
-	// silent until it is complete.
+	// Timeout is how long the engine at URL may be silent, before its answer as
+	// well as in the middle of it; 0 means ten minutes. An answer that does not
+	// stream is silent until it is complete.
 	Timeout time.Duration
 	// Dial connects to the engine; nil means a net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)

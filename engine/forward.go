@@ -63,7 +63,7 @@ func (e *Engine) forward(w http.ResponseWriter, r *http.Request) {
 		h.Set("Content-Length", v)
 	}
 	w.WriteHeader(res.StatusCode)
-	if !copyAnswer(w, res, newWatch(r.URL.Path, media, res), heard) {
+	if !copyAnswer(w, res, media, newWatch(r.URL.Path, media, res), heard) {
 		panic(http.ErrAbortHandler)
 	}
 }
@@ -115,7 +115,13 @@ func (b *requestBody) sendWith(out *http.Request, length int64) error {
 		return err
 	}
 	if n <= wholeBody {
-		out.Body, out.ContentLength = io.NopCloser(&start), n
+		whole := start.Bytes()
+		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(whole)), nil }
+		out.Body, _ = out.GetBody()
+		out.ContentLength = n
+		// Not sent, this lets the transport try again when the engine closed a
+		// connection that had been idle, at the moment it was used again.
+		out.Header["Idempotency-Key"] = []string{}
 		return nil
 	}
 	b.body = io.MultiReader(&start, b.body)
@@ -125,13 +131,14 @@ func (b *requestBody) sendWith(out *http.Request, length int64) error {
 
 // copyAnswer passes the answer's body on, each piece as it comes, and reports
 // whether it was complete and was received.
-func copyAnswer(w http.ResponseWriter, res *http.Response, watch watch, heard func()) bool {
+func copyAnswer(w http.ResponseWriter, res *http.Response, media string, watch watch, heard func()) bool {
 	rc := http.NewResponseController(w)
 	flush := func() bool {
 		err := rc.Flush()
 		return err == nil || errors.Is(err, http.ErrNotSupported)
 	}
-	streams := res.ContentLength < 0
+	// Half of a JSON object helps nobody, so it need not be sent at once.
+	streams := res.ContentLength < 0 && media != "application/json"
 	if streams && !flush() {
 		return false
 	}
