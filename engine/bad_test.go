@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -326,9 +327,9 @@ func TestBrokenRequest(t *testing.T) {
 		status int
 		code   string
 	}{
-		"cut off":               {io.MultiReader(strings.NewReader(big), iotest.ErrReader(io.ErrUnexpectedEOF)), 4 << 20, 400, "request_cut_off"},
-		"cut off at once":       {iotest.ErrReader(io.ErrUnexpectedEOF), 5, 400, "request_cut_off"},
-		"cut off, no length":    {io.MultiReader(strings.NewReader("x"), iotest.ErrReader(io.ErrUnexpectedEOF)), -1, 400, "request_cut_off"},
+		"cut off":               {io.MultiReader(strings.NewReader(big), iotest.ErrReader(io.ErrUnexpectedEOF)), 4 << 20, 400, "incomplete_request"},
+		"cut off at once":       {iotest.ErrReader(io.ErrUnexpectedEOF), 5, 400, "incomplete_request"},
+		"cut off, no length":    {io.MultiReader(strings.NewReader("x"), iotest.ErrReader(io.ErrUnexpectedEOF)), -1, 400, "incomplete_request"},
 		"too large":             {http.MaxBytesReader(nil, io.NopCloser(strings.NewReader(big)), 1<<20), 2 << 20, 413, "request_too_large"},
 		"too large, no length":  {http.MaxBytesReader(nil, io.NopCloser(strings.NewReader(big)), 1<<10), -1, 413, "request_too_large"},
 		"too large, much later": {http.MaxBytesReader(nil, io.NopCloser(strings.NewReader(big)), 3<<19), -1, 413, "request_too_large"},
@@ -351,9 +352,9 @@ func TestIdleConnectionClosed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
 	bodies := make(chan string, 10)
-	go func() {
+	var wg sync.WaitGroup
+	wg.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
@@ -375,7 +376,7 @@ func TestIdleConnectionClosed(t *testing.T) {
 			}
 			c.Close()
 		}
-	}()
+	})
 	s.front(t, engine.Config{})
 	for _, body := range []string{`{"a":1}`, `{"a":2}`} {
 		res := s.post(t, chat, body)
@@ -384,6 +385,8 @@ func TestIdleConnectionClosed(t *testing.T) {
 		}
 	}
 	s.engine.Close()
+	l.Close()
+	wg.Wait()
 	if a, b, c := <-bodies, <-bodies, <-bodies; a != `{"a":1}` || b != "closed" || c != `{"a":2}` {
 		t.Errorf("the engine got %q, %q, %q", a, b, c)
 	}

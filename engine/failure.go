@@ -65,7 +65,7 @@ func failureCode(err error, body *requestBody) (code string) {
 		if errors.As(*broken, &tooLarge) {
 			return "request_too_large"
 		}
-		return "request_cut_off"
+		return "incomplete_request"
 	}
 	var network *net.OpError
 	if errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.ErrClosedPipe) {
@@ -111,6 +111,6 @@ var failures = map[string]struct {
 		"The node's engine does not have this endpoint. Choose another node, or use /v1/chat/completions, which every engine has."},
 	"request_too_large": {http.StatusRequestEntityTooLarge,
 		"The request is larger than this node accepts. Send less, such as a smaller file or a shorter conversation."},
-	"request_cut_off": {http.StatusBadRequest,
+	"incomplete_request": {http.StatusBadRequest,
 		"The request ended before it was complete. Send it again."},
 }

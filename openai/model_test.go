@@ -80,7 +80,7 @@ func TestWriteModels(t *testing.T) {
 			t.Errorf("read again: %+v, %v", again, err)
 		}
 	}
-	for _, id := range []string{"", "a\n", "\xff", strings.Repeat("x", 257), "a\u0085"} {
+	for _, id := range []string{"", "a\n", "\xff", strings.Repeat("x", 257), "a\u0085", "a\u200b", "\u202ea"} {
 		if got, err := json.Marshal(openai.ModelList{{ID: id}}); err == nil {
 			t.Errorf("wrote %s", got)
 		}

@@ -96,8 +96,9 @@ func unhex(c byte) int {
 // maxID bounds a model's id, in bytes.
 const maxID = 256
 
-// ValidID reports whether id can name a model: 1 to 256 bytes of UTF-8 without
-// control characters.
+// ValidID reports whether id can name a model: 1 to 256 bytes of UTF-8, all of it
+// printable, so that what a person sees is what it is.
 func ValidID(id string) bool {
-	return id != "" && len(id) <= maxID && utf8.ValidString(id) && strings.IndexFunc(id, unicode.IsControl) < 0
+	unprintable := func(r rune) bool { return !unicode.IsPrint(r) }
+	return id != "" && len(id) <= maxID && utf8.ValidString(id) && !strings.ContainsFunc(id, unprintable)
 }

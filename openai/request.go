@@ -136,7 +136,7 @@ func peekJSON(body []byte) (Request, error) {
 	return r, nil
 }
 
-var errBadModel = fmt.Errorf("the model's id must be at most %d bytes, without control characters", maxID)
+var errBadModel = fmt.Errorf("the model's id must be at most %d bytes of printable characters", maxID)
 
 // checkJSON accepts exactly one JSON value that the functions below can walk.
 func checkJSON(body []byte) error {

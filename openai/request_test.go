@@ -53,7 +53,7 @@ func TestPeekRefuses(t *testing.T) {
 		{"messages twice", `{"messages":[],"messages":[]}`, `"messages" is there twice`},
 		{"model not a string", `{"model":7}`, `"model" must be a string`},
 		{"model too long", `{"model":"` + strings.Repeat("m", 257) + `"}`, "at most 256 bytes"},
-		{"model with a line end", `{"model":"a\nb"}`, "control characters"},
+		{"model with a line end", `{"model":"a\nb"}`, "printable"},
 		{"stream not a bool", `{"stream":"true"}`, `"stream" must be true or false`},
 		{"array", `[1]`, "must be a JSON object"},
 		{"cut off", `{"model":"m"`, "at its end, byte 12"},
