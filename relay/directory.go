@@ -1,0 +1,245 @@
+package relay
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"token.place/identity"
+	"token.place/tunnel"
+)
+
+// entry is what the directory says of a node that is connected.
+type entry struct {
+	id         identity.ID
+	conn       *tunnel.Conn
+	descriptor identity.Descriptor
+	json       []byte               // {"id":…,"bundle":{…},"load":{"in_flight":
+	load       atomic.Pointer[load] // as the node last said; nil until then
+}
+
+// load is a hint, not signed, of how busy a node is.
+type load struct {
+	InFlight int `json:"in_flight"`
+	Capacity int `json:"capacity"`
+}
+
+// newEntry makes the entry for a bundle that was opened.
+func newEntry(id identity.ID, d identity.Descriptor, b identity.Bundle, c *tunnel.Conn) (*entry, error) {
+	text, err := json.Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	text = slices.Concat([]byte(`{"id":"`+id+`","bundle":`), text, []byte(`,"load":{"in_flight":`))
+	return &entry{id: id, conn: c, descriptor: d, json: text}, nil
+}
+
+// append adds the entry's JSON to b. The relay knows of its own exchanges
+// before the node says so, and the node of those from other relays.
+func (e *entry) append(b []byte) []byte {
+	l := load{InFlight: e.conn.InFlight(), Capacity: e.descriptor.Capacity}
+	if said := e.load.Load(); said != nil {
+		l = load{InFlight: max(l.InFlight, said.InFlight), Capacity: said.Capacity}
+	}
+	b = append(b, e.json...)
+	b = strconv.AppendInt(b, int64(l.InFlight), 10)
+	b = append(b, `,"capacity":`...)
+	b = strconv.AppendInt(b, int64(l.Capacity), 10)
+	return append(b, "}}"...)
+}
+
+func (e *entry) offers(model string) bool {
+	return slices.ContainsFunc(e.descriptor.Models, func(m identity.Model) bool { return m.ID == model })
+}
+
+// directory holds the entries of nodes that take exchanges, in order of their
+// IDs. Readers share a slice that is never changed, so that a slow one holds up
+// nobody.
+type directory struct {
+	max     int
+	mu      sync.Mutex // held to replace entries
+	entries atomic.Pointer[[]*entry]
+}
+
+var errFull = errors.New("the relay has as many nodes as it takes")
+
+func (d *directory) all() []*entry {
+	if p := d.entries.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func find(all []*entry, id identity.ID) (int, bool) {
+	return slices.BinarySearchFunc(all, id, func(e *entry, id identity.ID) int { return cmp.Compare(e.id, id) })
+}
+
+// put adds e or replaces the entry of the same node.
+func (d *directory) put(e *entry) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := d.all()
+	i, found := find(all, e.id)
+	if !found && len(all) >= d.max {
+		return errFull
+	}
+	end := i
+	if found {
+		end++
+	}
+	next := slices.Concat(all[:i], []*entry{e}, all[end:])
+	d.entries.Store(&next)
+	return nil
+}
+
+// remove takes out the entry of a connection, unless a newer one replaced it.
+func (d *directory) remove(id identity.ID, c *tunnel.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := d.all()
+	if i, found := find(all, id); found && all[i].conn == c {
+		next := slices.Concat(all[:i], all[i+1:])
+		d.entries.Store(&next)
+	}
+}
+
+// get returns the entry of a node whose descriptor is in force, or nil.
+func (d *directory) get(id identity.ID, now time.Time) *entry {
+	all := d.all()
+	if i, found := find(all, id); found && now.Before(all[i].descriptor.NotAfter) {
+		return all[i]
+	}
+	return nil
+}
+
+// maxIDs is how many nodes a client may ask for by name.
+const maxIDs = 100
+
+// pick returns the entries in force that a query of GET /v1/nodes asks for.
+func (d *directory) pick(query string, now time.Time) ([]*entry, error) {
+	q, err := url.ParseQuery(query)
+	if err != nil || len(q["model"]) > 1 || len(q["id"]) > maxIDs {
+		return nil, errors.New("malformed query")
+	}
+	all := d.all()
+	if ids := q["id"]; len(ids) > 0 {
+		slices.Sort(ids)
+		all = nil
+		for _, s := range slices.Compact(ids) {
+			id, err := identity.ParseID(s)
+			if err != nil {
+				return nil, err
+			}
+			if e := d.get(id, now); e != nil {
+				all = append(all, e)
+			}
+		}
+	}
+	var picked []*entry
+	for _, e := range all {
+		if now.Before(e.descriptor.NotAfter) && (!q.Has("model") || e.offers(q.Get("model"))) {
+			picked = append(picked, e)
+		}
+	}
+	return picked, nil
+}
+
+// serveNodes is GET /v1/nodes.
+func (r *Relay) serveNodes(w http.ResponseWriter, req *http.Request) {
+	picked, err := r.directory.pick(req.URL.RawQuery, time.Now())
+	if err != nil {
+		r.refuse(w, req, badQuery)
+		return
+	}
+	r.answer(w, "application/json")
+	rc := http.NewResponseController(w)
+	b := append(make([]byte, 0, bufferSize), `{"nodes":[`...)
+	for i, e := range picked {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = e.append(b)
+		if len(b) < bufferSize-4<<10 {
+			continue
+		}
+		// In pieces, so that a slow reader of a long list costs one buffer.
+		rc.SetWriteDeadline(time.Now().Add(r.cfg.StallTimeout))
+		if _, err := w.Write(b); err != nil {
+			return
+		}
+		b = b[:0]
+	}
+	w.Write(append(b, "]}\n"...))
+}
+
+// serveKeys is GET /v1/nodes/{node}/ohttp-keys.
+func (r *Relay) serveKeys(w http.ResponseWriter, req *http.Request, node string) {
+	id, err := identity.ParseID(node)
+	if err != nil {
+		r.refuse(w, req, notFound)
+		return
+	}
+	e := r.directory.get(id, time.Now())
+	if e == nil {
+		r.refuse(w, req, nodeUnavailable)
+		return
+	}
+	r.answer(w, "application/ohttp-keys")
+	w.Write(e.descriptor.Keys)
+}
+
+// model is an entry of OpenAI's list of models. The relay must not reach the
+// openai package, so it has its own four fields of it.
+type model struct {
+	ID            string `json:"id"`
+	Object        string `json:"object"`
+	Created       int64  `json:"created"`
+	OwnedBy       string `json:"owned_by"`
+	ContextLength int    `json:"context_length,omitempty"`
+}
+
+// serveModels is GET /v1/models: every model that some node offers, once, with
+// the longest context there is.
+func (r *Relay) serveModels(w http.ResponseWriter, req *http.Request) {
+	now := time.Now()
+	contexts := map[string]int{}
+	for _, e := range r.directory.all() {
+		if !now.Before(e.descriptor.NotAfter) {
+			continue
+		}
+		for _, m := range e.descriptor.Models {
+			contexts[m.ID] = max(contexts[m.ID], m.ContextLength)
+		}
+	}
+	list := struct {
+		Object string  `json:"object"`
+		Data   []model `json:"data"`
+	}{"list", []model{}}
+	for id, n := range contexts {
+		list.Data = append(list.Data, model{ID: id, Object: "model", OwnedBy: "token.place", ContextLength: n})
+	}
+	slices.SortFunc(list.Data, func(a, b model) int { return cmp.Compare(a.ID, b.ID) })
+	var b bytes.Buffer
+	if err := json.NewEncoder(&b).Encode(list); err != nil {
+		panic("internal error: " + err.Error())
+	}
+	r.answer(w, "application/json")
+	w.Write(b.Bytes())
+}
+
+// answer begins an answer of the relay's own. No header lets a web page of
+// another origin read it: pages come with a later version, here.
+func (r *Relay) answer(w http.ResponseWriter, contentType string) {
+	h := w.Header()
+	h["Cache-Control"] = noStore
+	h["Content-Type"] = []string{contentType}
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(r.cfg.StallTimeout))
+}

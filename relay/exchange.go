@@ -1,0 +1,455 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"token.place/identity"
+	"token.place/tunnel"
+)
+
+const (
+	// bufferSize is that of the pieces exchanges are copied in: a frame of the
+	// tunnel.
+	bufferSize = 16 << 10
+
+	// maxProblem bounds a node's error document.
+	maxProblem = 64 << 10
+)
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// The only headers that pass, written by us: what the other side sent is
+// compared with them, never copied. They are shared and never changed.
+var (
+	plainRequest   = http.Header{"Content-Type": {"message/ohttp-req"}, "User-Agent": {""}}
+	chunkedRequest = http.Header{"Content-Type": {"message/ohttp-chunked-req"}, "User-Agent": {""}}
+	incremental    = http.Header{"Content-Type": {"message/ohttp-chunked-req"}, "Incremental": {"?1"}, "User-Agent": {""}}
+
+	plainAnswer   = []string{"message/ohttp-res"}
+	chunkedAnswer = []string{"message/ohttp-chunked-res"}
+)
+
+// requestHeader is that of the request to the node, or nil if the client's
+// request is not a sealed one. An empty User-Agent is how net/http sends none.
+func requestHeader(h http.Header) http.Header {
+	switch mediaType(h) {
+	case plainRequest["Content-Type"][0]:
+		return plainRequest
+	case chunkedRequest["Content-Type"][0]:
+		if h.Get("Incremental") == "?1" {
+			return incremental
+		}
+		return chunkedRequest
+	}
+	return nil
+}
+
+// mediaType is the Content-Type without parameters, "" if there is not one.
+func mediaType(h http.Header) string {
+	v := h["Content-Type"]
+	if len(v) != 1 {
+		return ""
+	}
+	t, _, _ := strings.Cut(v[0], ";")
+	return strings.ToLower(strings.TrimSpace(t))
+}
+
+// exchange is one that is running.
+type exchange struct {
+	relay  *Relay
+	w      http.ResponseWriter
+	req    *http.Request
+	rc     *http.ResponseController
+	upload upload
+	taking progress // of the client taking the answer
+	cancel context.CancelFunc
+	ends   time.Duration // when it must have ended, on the relay's clock
+
+	mu     sync.Mutex // guards the fields below
+	watch  *time.Timer
+	ended  bool
+	reason *problem // why check gave it up
+}
+
+// serveExchange is POST /v1/exchange/{node}.
+func (r *Relay) serveExchange(w http.ResponseWriter, req *http.Request, node string) {
+	header := requestHeader(req.Header)
+	id, err := identity.ParseID(node)
+	switch {
+	case err != nil:
+		r.refuse(w, req, notFound)
+		return
+	case header == nil:
+		r.refuse(w, req, badMediaType)
+		return
+	case !req.ProtoAtLeast(1, 1):
+		// Its end would be that of the connection, whole or not.
+		r.refuse(w, req, oldVersion)
+		return
+	case req.ContentLength > r.cfg.MaxBody:
+		r.refuse(w, req, tooLarge)
+		return
+	case r.hub.Conn(node) == nil:
+		r.refuse(w, req, nodeUnavailable)
+		return
+	}
+	ctx, cancel := context.WithCancel(req.Context())
+	x := &exchange{relay: r, w: w, req: req, rc: http.NewResponseController(w), cancel: cancel, ends: r.now() + r.cfg.MaxExchange}
+	x.upload = upload{relay: r, body: req.Body, left: r.cfg.MaxBody, done: make(chan struct{})}
+	x.watch = time.AfterFunc(x.pause(), x.check)
+	defer x.end()
+	if p := x.run(ctx, id, header); p != nil {
+		x.end()
+		r.refuse(w, req, *p)
+	}
+}
+
+// run carries the exchange. If it fails before any of the answer was sent it
+// returns the problem; after that it breaks the answer off.
+func (x *exchange) run(ctx context.Context, id identity.ID, header http.Header) *problem {
+	if p := x.prefetch(); p != nil {
+		return p
+	}
+	out := http.Request{
+		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: string(id), Path: "/exchange"},
+		Header: header, Body: &x.upload, ContentLength: x.req.ContentLength,
+	}
+	res, err := x.relay.hub.RoundTrip(out.WithContext(ctx))
+	if err != nil {
+		return x.failed(err, id)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return x.pass(res, id)
+	}
+	var contentType []string
+	switch mediaType(res.Header) {
+	case chunkedAnswer[0]:
+		contentType = chunkedAnswer
+	case plainAnswer[0]:
+		contentType = plainAnswer
+	default:
+		return &nodeFailed
+	}
+	// HTTP/1.1 answers only when the request is over: net/http would take the
+	// rest of the body from under the tunnel.
+	if x.req.ProtoMajor == 1 {
+		select {
+		case <-x.upload.done:
+		case <-ctx.Done():
+		}
+	}
+	return x.copy(res, contentType, id)
+}
+
+// copy sends the answer as it comes, a flush for each piece. The status waits
+// for the first piece: until then the client can be told to go elsewhere.
+func (x *exchange) copy(res *http.Response, contentType []string, id identity.ID) *problem {
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	flusher, _ := x.w.(interface{ FlushError() error })
+	began, left := false, res.ContentLength
+	for {
+		n, err := res.Body.Read(buf[:])
+		if n == 0 && err == nil {
+			continue
+		}
+		if n == 0 && !began {
+			return x.failed(err, id) // io.EOF too: no sealed answer is empty
+		}
+		if !began {
+			x.begin(res.StatusCode, contentType, res.ContentLength)
+			began = true
+		}
+		if n > 0 {
+			left -= int64(n)
+			x.taking.begin(x.relay.now())
+			_, werr := x.w.Write(buf[:n])
+			if werr == nil && left != 0 && flusher != nil {
+				werr = flusher.FlushError()
+			}
+			x.taking.end(x.relay.now(), n)
+			if werr != nil {
+				panic(http.ErrAbortHandler)
+			}
+		}
+		switch err {
+		case nil:
+		case io.EOF:
+			if left == 0 || x.req.ProtoMajor == 1 {
+				// net/http holds bytes that leave after we return.
+				x.rc.SetWriteDeadline(time.Now().Add(x.relay.cfg.StallTimeout))
+			}
+			return nil
+		default:
+			// Never a clean end: what came is not the whole answer.
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+// begin writes the header of an answer: all of it.
+func (x *exchange) begin(status int, contentType []string, length int64) {
+	if !x.upload.over() {
+		endAfterAnswer(x.w, x.req)
+	}
+	h := x.w.Header()
+	h["Content-Type"], h["Cache-Control"] = contentType, noStore
+	if length >= 0 {
+		h["Content-Length"] = []string{strconv.FormatInt(length, 10)}
+	}
+	x.w.WriteHeader(status)
+}
+
+// pass hands on what a node says instead of a sealed answer.
+func (x *exchange) pass(res *http.Response, id identity.ID) *problem {
+	if res.StatusCode < 400 || res.StatusCode > 599 || mediaType(res.Header) != problemType[0] {
+		return &nodeFailed
+	}
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxProblem+1))
+	if err != nil {
+		return x.failed(err, id)
+	}
+	if len(body) > maxProblem {
+		return &nodeFailed
+	}
+	x.rc.SetWriteDeadline(time.Now().Add(x.relay.cfg.StallTimeout))
+	x.begin(res.StatusCode, problemType, int64(len(body)))
+	x.w.Write(body)
+	return nil
+}
+
+// failed says why the exchange ended before its answer began.
+func (x *exchange) failed(err error, id identity.ID) *problem {
+	x.mu.Lock()
+	reason := x.reason
+	x.mu.Unlock()
+	switch {
+	case reason != nil:
+		return reason
+	case x.upload.problem() != nil:
+		return x.upload.problem()
+	case !errors.Is(err, tunnel.ErrUnavailable):
+		return &nodeFailed
+	case x.relay.hub.Conn(string(id)) == nil:
+		return &nodeUnavailable
+	}
+	return &nodeBusy
+}
+
+// end lets go of all that runs for the exchange.
+func (x *exchange) end() {
+	x.mu.Lock()
+	ended := x.ended
+	x.ended = true
+	x.watch.Stop()
+	x.mu.Unlock()
+	if ended {
+		return
+	}
+	x.cancel()
+	if !x.upload.over() {
+		// The tunnel may be waiting in Read for a client that does not send.
+		endAfterAnswer(x.w, x.req)
+		x.rc.SetReadDeadline(time.Unix(1, 0))
+	}
+	x.upload.end()
+}
+
+// pause is how long the next check can wait.
+func (x *exchange) pause() time.Duration {
+	return min(x.relay.cfg.StallTimeout/2, max(0, x.ends-x.relay.now()))
+}
+
+// check gives up an exchange that takes too long or whose client stalls. It is
+// one timer for all three, which most exchanges stop before it fires.
+func (x *exchange) check() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended {
+		return
+	}
+	now, stall := x.relay.now(), x.relay.cfg.StallTimeout
+	switch {
+	case now >= x.ends:
+		x.reason = &exchangeTimeout
+	case x.upload.progress.wait(now) >= stall:
+		x.reason = &slowBody
+	case x.taking.wait(now) >= stall:
+	default:
+		x.watch.Reset(x.pause())
+		return
+	}
+	x.cancel()
+	x.rc.SetReadDeadline(time.Unix(1, 0))
+	if x.taking.wait(now) > 0 {
+		x.rc.SetWriteDeadline(time.Unix(1, 0))
+	}
+}
+
+// now is the relay's clock, which does not jump.
+func (r *Relay) now() time.Duration { return time.Since(r.epoch) }
+
+// progress adds up how long the relay has waited for a client since the last
+// 16 KiB of one direction. One goroutine moves bytes, another may ask.
+type progress struct {
+	since  atomic.Int64 // when the wait in progress began, 0 if none
+	waited atomic.Int64 // before it
+	bytes  int
+}
+
+func (p *progress) begin(now time.Duration) { p.since.Store(int64(now)) }
+
+func (p *progress) end(now time.Duration, n int) {
+	since := p.since.Swap(0)
+	if p.bytes += n; p.bytes >= bufferSize {
+		p.bytes = 0
+		p.waited.Store(0)
+		return
+	}
+	p.waited.Add(int64(now) - since)
+}
+
+func (p *progress) wait(now time.Duration) time.Duration {
+	since := p.since.Load()
+	if since == 0 {
+		return 0
+	}
+	return now - time.Duration(since-p.waited.Load())
+}
+
+// upload is a client's body on its way to the node.
+type upload struct {
+	relay    *Relay
+	body     io.Reader
+	progress progress
+	done     chan struct{} // closed when nobody reads it any more
+
+	mu     sync.Mutex // held while reading; guards the fields below
+	buffer *[bufferSize]byte
+	head   []byte // read ahead, in buffer
+	left   int64  // how many bytes it may still have
+	err    error  // io.EOF at the end
+	closed bool
+
+	once sync.Once // done
+}
+
+var (
+	errTooLarge = errors.New("request body too large")
+	errEnded    = errors.New("exchange ended")
+)
+
+// prefetch reads a small body whole before it asks for a place at the node, so
+// that a client who sends slowly holds no place.
+func (x *exchange) prefetch() *problem {
+	u := &x.upload
+	if n := x.req.ContentLength; n < 0 || n > bufferSize {
+		return nil
+	}
+	u.mu.Lock()
+	u.buffer = buffers.Get().(*[bufferSize]byte)
+	n := 0
+	for u.err == nil {
+		var m int
+		m, _ = u.read(u.buffer[n:])
+		n += m
+	}
+	u.head = u.buffer[:n]
+	u.mu.Unlock()
+	if u.err != io.EOF {
+		return x.failed(u.err, "")
+	}
+	return nil
+}
+
+// Read reads the body, for the tunnel.
+func (u *upload) Read(p []byte) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.closed:
+		return 0, errEnded
+	case len(u.head) > 0:
+		n := copy(p, u.head)
+		u.head = u.head[n:]
+		if len(u.head) == 0 && u.err == io.EOF {
+			return n, io.EOF
+		}
+		return n, nil
+	case u.err != nil:
+		return 0, u.err
+	}
+	return u.read(p)
+}
+
+// read reads from the client; u.mu is held.
+func (u *upload) read(p []byte) (int, error) {
+	u.progress.begin(u.relay.now())
+	n, err := u.body.Read(p)
+	u.progress.end(u.relay.now(), n)
+	if u.left -= int64(n); u.left < 0 {
+		n, err = 0, errTooLarge
+	}
+	if err != nil {
+		u.err = err
+		u.finish()
+	}
+	return n, err
+}
+
+// Close is the tunnel's, which wants no more. The body stays net/http's: to
+// close it would be to read on.
+func (u *upload) Close() error {
+	u.finish()
+	return nil
+}
+
+func (u *upload) finish() { u.once.Do(func() { close(u.done) }) }
+
+// over tells whether the client's body has been read to its end.
+func (u *upload) over() bool {
+	if !u.mu.TryLock() {
+		return false // the tunnel is reading
+	}
+	defer u.mu.Unlock()
+	return u.err == io.EOF
+}
+
+// end waits for a Read in progress and lets no other begin.
+func (u *upload) end() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.closed, u.head = true, nil
+	if u.buffer != nil {
+		buffers.Put(u.buffer)
+		u.buffer = nil
+	}
+}
+
+// problem says what was wrong with the body, if that is why it ended.
+func (u *upload) problem() *problem {
+	if !u.mu.TryLock() {
+		return nil
+	}
+	defer u.mu.Unlock()
+	switch {
+	case u.err == nil || u.err == io.EOF:
+		return nil
+	case u.err == errTooLarge:
+		return &tooLarge
+	case errors.Is(u.err, os.ErrDeadlineExceeded):
+		return &slowBody
+	}
+	return &badBody
+}
