@@ -82,10 +82,10 @@ func (t *Transport) merge() {
 // trial is the search for a node for one request.
 type trial struct {
 	tried  []*route
-	since  time.Time // a directory from before is not good enough to give up by
-	again  bool      // what failed may work with a newer directory
-	second bool      // and has been given that chance
-	err    *Error    // the last failure of an attempt
+	since  uint64 // Transport.failures: a directory from before is not good enough to give up by
+	again  bool   // what failed may work with a newer directory
+	second bool   // and has been given that chance
+	err    *Error // the last failure of an attempt
 }
 
 func (tr *trial) has(way *route) bool {
@@ -97,6 +97,9 @@ func (tr *trial) has(way *route) bool {
 // asks the relays again, and goes through them once more.
 func (t *Transport) choose(c *call, tr *trial) (*route, error) {
 	for {
+		if t.ctx.Err() != nil {
+			return nil, errClosed
+		}
 		t.mu.Lock()
 		now := time.Now()
 		pending := t.refresh(now, tr.since)
@@ -109,7 +112,7 @@ func (t *Transport) choose(c *call, tr *trial) (*route, error) {
 		changed := t.changed
 		var err error
 		if !pending {
-			if tr.again && !tr.second {
+			if tr.again && !tr.second && t.answering() {
 				// The directory is newer than the last failure: what it still
 				// lists deserves another attempt.
 				tr.tried, tr.second = nil, true
@@ -130,7 +133,6 @@ func (t *Transport) choose(c *call, tr *trial) (*route, error) {
 		case <-c.req.Context().Done():
 			return nil, c.req.Context().Err()
 		case <-t.ctx.Done():
-			return nil, errClosed
 		}
 	}
 }
@@ -142,6 +144,12 @@ func (tr *trial) failure() error {
 		return nil
 	}
 	return tr.err
+}
+
+// answering reports whether any relay gave its directory when last asked. t.mu is
+// held.
+func (t *Transport) answering() bool {
+	return slices.ContainsFunc(t.relays, func(r *relay) bool { return r.err == nil })
 }
 
 // release takes a request out of its node's load.
@@ -251,19 +259,21 @@ func (m *member) score() float64 { return float64(m.load.inFlight+m.state.inFlig
 func (m *member) busy() float64 { return float64(max(m.load.inFlight, m.state.inFlight)) / m.slots() }
 
 // blame makes a way come last for a while: for its node, or for all nodes of its
-// relay.
-func (t *Transport) blame(way *route, wholeRelay bool) {
+// relay. It returns the number of the failure.
+func (t *Transport) blame(way *route, wholeRelay bool) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.failures++
 	now := time.Now()
 	if wholeRelay {
 		way.relay.avoid = now.Add(avoidRelay)
-		return
+		return t.failures
 	}
 	if way.member.state.avoid == nil {
 		way.member.state.avoid = map[*relay]time.Time{}
 	}
 	way.member.state.avoid[way.relay] = now.Add(avoidNode)
+	return t.failures
 }
 
 // remember notes which node has the conversation.

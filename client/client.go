@@ -65,8 +65,8 @@ type Transport struct {
 	changed  chan struct{}
 	nodes    map[identity.ID]*member
 	models   map[string][]*member
-	verdicts map[[32]byte]*verdict
 	affinity affinity
+	failures uint64 // attempts that failed so far
 }
 
 // New returns a Transport. It connects to nothing yet.
@@ -75,11 +75,10 @@ func New(cfg Config) (*Transport, error) {
 		return nil, errors.New("no relay is given: name one with --relay https://host:port/#ID")
 	}
 	t := &Transport{
-		trust:    cfg.Trust,
-		pinned:   make(map[identity.ID]bool, len(cfg.Trust.Nodes)),
-		aliases:  make(map[string]string, len(cfg.Aliases)),
-		changed:  make(chan struct{}),
-		verdicts: map[[32]byte]*verdict{},
+		trust:   cfg.Trust,
+		pinned:  make(map[identity.ID]bool, len(cfg.Trust.Nodes)),
+		aliases: make(map[string]string, len(cfg.Aliases)),
+		changed: make(chan struct{}),
 	}
 	for _, id := range cfg.Trust.Nodes {
 		if _, err := identity.ParseID(string(id)); err != nil {

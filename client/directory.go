@@ -34,6 +34,7 @@ const (
 	retryRelay = time.Second
 	// fetchTime bounds a fetch, for relays that drip.
 	fetchTime = 30 * time.Second
+	dialTime  = 10 * time.Second
 )
 
 // relay is one way to reach nodes. Transport.mu guards all but Relay and http.
@@ -42,7 +43,7 @@ type relay struct {
 	http *http.Transport
 
 	fetching bool
-	begun    time.Time // when the last finished fetch began, whatever came of it
+	begun    uint64    // Transport.failures when the last finished fetch began, whatever came of it
 	done     time.Time // when it ended
 	err      *Error    // what came of it
 	fetched  time.Time // when the last fetch that worked ended
@@ -84,9 +85,8 @@ func newRelay(r identity.Relay, dial func(context.Context, string, string) (net.
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	h := &http.Transport{
-		DialContext:            dial,
 		TLSClientConfig:        r.TLS("h2", "http/1.1"),
-		TLSHandshakeTimeout:    10 * time.Second,
+		TLSHandshakeTimeout:    dialTime,
 		Protocols:              protocols,
 		DisableCompression:     true,
 		IdleConnTimeout:        5 * time.Minute,
@@ -98,10 +98,12 @@ func newRelay(r identity.Relay, dial func(context.Context, string, string) (net.
 	}
 	if dial == nil {
 		h.Proxy = http.ProxyFromEnvironment
-		h.DialContext = (&net.Dialer{
-			Timeout:         10 * time.Second,
-			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
-		}).DialContext
+		dial = (&net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}).DialContext
+	}
+	h.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTime)
+		defer cancel()
+		return dial(ctx, network, addr)
 	}
 	return &relay{Relay: r, http: h}
 }
@@ -125,25 +127,26 @@ func (r *relay) RoundTrip(req *http.Request) (*http.Response, error) {
 func (r *relay) name() string { return "relay " + r.URL.Host }
 
 // refresh begins a fetch of every directory that is due: it is not fresh, or
-// its fetch began before since. t.mu is held.
-func (t *Transport) refresh(now, since time.Time) (pending bool) {
+// it is from before the failure since. t.mu is held.
+func (t *Transport) refresh(now time.Time, since uint64) (pending bool) {
 	for _, r := range t.relays {
 		if !r.fetching && r.due(now, since) && t.ctx.Err() == nil {
 			r.fetching = true
-			t.work.Go(func() { t.fetch(r, now) })
+			begun := t.failures
+			t.work.Go(func() { t.fetch(r, begun) })
 		}
 		pending = pending || r.fetching
 	}
 	return pending
 }
 
-func (r *relay) due(now, since time.Time) bool {
+func (r *relay) due(now time.Time, since uint64) bool {
 	limit := fresh
 	if r.err != nil {
 		limit = retryRelay
 	}
 	age := now.Sub(r.done)
-	return r.begun.Before(since) || age >= limit || age < 0
+	return r.begun < since || age >= limit || age < 0
 }
 
 // usable reports whether nodes may be chosen from the directory: while it is not
@@ -153,7 +156,7 @@ func (r *relay) usable(now time.Time) bool {
 }
 
 // fetch gets the relay's directory and makes it the one in use.
-func (t *Transport) fetch(r *relay, begun time.Time) {
+func (t *Transport) fetch(r *relay, begun uint64) {
 	ctx, cancel := context.WithTimeout(t.ctx, fetchTime)
 	defer cancel()
 	d, err := t.download(ctx, r)

@@ -56,8 +56,7 @@ func (t *Transport) exchange(c *call) (*http.Response, error) {
 			if !f.retry {
 				return settle(last, f.err)
 			}
-			t.blame(way, f.relay)
-			tr.err, tr.again, tr.since = f.err, true, time.Now()
+			tr.err, tr.again, tr.since = f.err, true, t.blame(way, f.relay)
 			continue
 		}
 		discard(last)

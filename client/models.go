@@ -46,13 +46,10 @@ func (t *Transport) Models(ctx context.Context) ([]Model, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	models := t.list(time.Now())
-	if len(models) == 0 {
-		if err := t.missing(&call{}, time.Now()); err != nil && t.down() {
-			return nil, err
-		}
+	if t.down() {
+		return nil, t.relaysDown()
 	}
-	return models, nil
+	return t.list(time.Now()), nil
 }
 
 // Nodes returns every node that the relays list, verified or refused, ordered by
@@ -65,7 +62,7 @@ func (t *Transport) Nodes(ctx context.Context) ([]Node, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.down() {
-		return nil, t.missing(&call{}, time.Now())
+		return nil, t.relaysDown()
 	}
 	var nodes []Node
 	now := time.Now()
@@ -91,7 +88,7 @@ func (t *Transport) Nodes(ctx context.Context) ([]Node, error) {
 func (t *Transport) await(ctx context.Context) error {
 	for {
 		t.mu.Lock()
-		pending, changed := t.refresh(time.Now(), time.Time{}), t.changed
+		pending, changed := t.refresh(time.Now(), 0), t.changed
 		t.mu.Unlock()
 		if t.ctx.Err() != nil {
 			return errClosed
@@ -104,7 +101,6 @@ func (t *Transport) await(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-t.ctx.Done():
-			return errClosed
 		}
 	}
 }
@@ -212,8 +208,12 @@ const maxListed = 12
 
 func unknownModel(c *call, models []Model) *Error {
 	var ids []string
+	target := models[0].ID
 	for _, m := range models {
 		ids = append(ids, m.ID)
+		if m.AliasOf != "" && target == m.ID {
+			target = m.AliasOf
+		}
 	}
 	text := fmt.Sprintf("no node that you trust offers the model %q", c.model)
 	if c.asked != c.model {
@@ -224,7 +224,7 @@ func unknownModel(c *call, models []Model) *Error {
 		ids, more = ids[:maxListed], fmt.Sprintf(" and %d more", n)
 	}
 	return failf(http.StatusNotFound, "model_not_found", "%s. There are: %s%s. Ask for one of these, or give it this name with --alias %s=%s",
-		text, strings.Join(ids, ", "), more, c.asked, ids[0])
+		text, strings.Join(ids, ", "), more, c.asked, target)
 }
 
 // wireModel is OpenAI's model object, with what we add to it.

@@ -1,0 +1,46 @@
+package client
+
+import (
+	"io"
+
+	"token.place/identity"
+)
+
+const (
+	MaxBody     = maxBody
+	MaxAttempts = maxAttempts
+	MaxNodes    = maxNodes
+	MaxAffinity = maxAffinity
+)
+
+// ReadDirectory counts the entries of a directory, good and bad.
+func ReadDirectory(r io.Reader) (good, bad int, err error) {
+	err = readDirectory(r, func(_ entry, err error) {
+		if err != nil {
+			bad++
+		} else {
+			good++
+		}
+	})
+	return good, bad, err
+}
+
+// ReadAliases is LoadAliases on an open file.
+func ReadAliases(r io.Reader) (map[string]string, error) { return readAliases(r) }
+
+// Remembered is how many conversations t has a node for.
+func Remembered(t *Transport) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.affinity.young) + len(t.affinity.old)
+}
+
+// InFlight is how many exchanges t counts for a node.
+func InFlight(t *Transport, id identity.ID) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if m := t.nodes[id]; m != nil {
+		return m.state.inFlight
+	}
+	return 0
+}

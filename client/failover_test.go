@@ -1,0 +1,537 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"token.place/client"
+	"token.place/identity"
+	"token.place/ohttp"
+)
+
+// once makes the first exchange that reaches a relay go wrong.
+func once(wrong func(w http.ResponseWriter, r *http.Request, n *stubNode)) func(http.ResponseWriter, *http.Request, *stubNode) bool {
+	var first sync.Once
+	return func(w http.ResponseWriter, r *http.Request, n *stubNode) (done bool) {
+		first.Do(func() { done = true; wrong(w, r, n) })
+		return done
+	}
+}
+
+// through has an engine answer the sealed request in place of the node's own.
+func through(engine http.HandlerFunc) func(http.ResponseWriter, *http.Request, *stubNode) {
+	return func(w http.ResponseWriter, r *http.Request, n *stubNode) {
+		(&ohttp.Handler{Keys: n.keys, Next: engine}).ServeHTTP(w, r)
+	}
+}
+
+func abort(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+
+// Whatever goes wrong before the first byte of an answer, the next node answers.
+func TestFailover(t *testing.T) {
+	stranger, err := ohttp.NewKeys(ohttp.KeysConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	for name, wrong := range map[string]func(w http.ResponseWriter, r *http.Request, n *stubNode){
+		"node unavailable": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 503, "https://token.place/problems/node-unavailable")
+		},
+		"node failed":     func(w http.ResponseWriter, _ *http.Request, _ *stubNode) { problem(w, 502, "about:blank") },
+		"timeout problem": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) { problem(w, 504, "about:blank") },
+		"replay": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 400, "https://token.place/problems/replay")
+		},
+		"unknown key": func(w http.ResponseWriter, r *http.Request, _ *stubNode) {
+			(&ohttp.Handler{Keys: stranger, Next: http.NotFoundHandler()}).ServeHTTP(w, r)
+		},
+		"relay limits": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) { problem(w, 429, "about:blank") },
+		"relay broken": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) { w.WriteHeader(500) },
+		"HTML":         func(w http.ResponseWriter, _ *http.Request, _ *stubNode) { io.WriteString(w, "<h1>LIES</h1>") },
+		"plain answer": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, `{"LIES":1}`)
+		},
+		"redirect of the relay": func(w http.ResponseWriter, r *http.Request, _ *stubNode) {
+			http.Redirect(w, r, "https://evil.test/", 307)
+		},
+		"nothing": func(http.ResponseWriter, *http.Request, *stubNode) { panic(http.ErrAbortHandler) },
+		"sealed garbage": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			w.Header().Set("Content-Type", "message/ohttp-chunked-res")
+			io.WriteString(w, strings.Repeat("LIES", 1000))
+		},
+		"sealed and empty": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			w.Header().Set("Content-Type", "message/ohttp-chunked-res")
+		},
+		"broken before the header": through(abort),
+		"broken before the first byte": through(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(200)
+			http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}),
+		"engine 429":         through(fails(429, "{}")),
+		"engine 502":         through(fails(502, "{}")),
+		"engine 503":         through(fails(503, "{}")),
+		"engine 504":         through(fails(504, "{}")),
+		"engine redirects":   through(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://evil.test/", 307) }),
+		"engine not changed": through(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(304) }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, nodes := range []int{1, 2} {
+				if strings.HasPrefix(name, "engine") && nodes == 1 {
+					continue // there is nobody else to ask
+				}
+				bubble(t, func(t *testing.T) {
+					net := newNetwork(t)
+					a, b := newNode(t, says("ok"), "m"), newNode(t, says("ok"), "m")
+					r := net.relay("relay.test", []*stubNode{a, b}[:nodes]...)
+					r.exchange = once(wrong)
+					tr := net.client(client.Config{Trust: pins(a, b)}, r)
+					if status, answer := ask(t, tr, chat); status != 200 || answer != "ok" {
+						t.Errorf("%d nodes: got %d %s", nodes, status, answer)
+					}
+					if nodes == 2 && r.exchanges[0] == r.exchanges[1] && !strings.Contains(name, "relay") && name != "HTML" && name != "plain answer" && name != "nothing" {
+						t.Errorf("the node that failed was asked again, out of %d", nodes)
+					}
+					if client.InFlight(tr, a.id)+client.InFlight(tr, b.id) != 0 {
+						t.Error("exchanges are still counted")
+					}
+				})
+			}
+		})
+	}
+}
+
+// A relay may say whatever it likes: the client asks again, seals to the key that
+// it verified or to none, and ends.
+func TestARelayCannotTalkTheClientDown(t *testing.T) {
+	for name, c := range map[string]struct {
+		wrong func(w http.ResponseWriter, r *http.Request, n *stubNode)
+		code  string
+	}{
+		"no such key": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 400, "https://iana.org/assignments/http-problem-types#ohttp-key")
+		}, "node_key"},
+		"only plaintext": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 421, "https://token.place/problems/plaintext-refused")
+		}, "relay_error"},
+		"only the whole format": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 415, "https://token.place/problems/unsupported-media-type")
+		}, "relay_error"},
+		"too large": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 413, "https://token.place/problems/too-large")
+		}, "request_too_large"},
+		"a forged clock problem": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 400, "https://iana.org/assignments/http-problem-types#date")
+		}, "node_lost"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				net := newNetwork(t)
+				n := newNode(t, says("ok"), "m")
+				r := net.relay("relay.test", n)
+				r.exchange = func(w http.ResponseWriter, r *http.Request, n *stubNode) bool {
+					if got := r.Header.Get("Content-Type"); got != "message/ohttp-chunked-req" {
+						t.Errorf("sent %s", got)
+					}
+					head := make([]byte, 3)
+					if io.ReadFull(r.Body, head); head[1] != 0x64 || head[2] != 0x7a {
+						t.Errorf("sealed with KEM %x", head[1:])
+					}
+					c.wrong(w, r, n)
+					return true
+				}
+				tr := net.client(client.Config{Trust: pins(n)}, r)
+				if e := refused(t, tr, chat); e.Code != c.code {
+					t.Errorf("%d %s %s", e.Status, e.Code, e.Message)
+				}
+				if fetches, exchanges := r.counts(); fetches > 3 || exchanges > client.MaxAttempts {
+					t.Errorf("%d fetches, %d exchanges", fetches, exchanges)
+				}
+			})
+		})
+	}
+}
+
+func TestTheEnginesOwnWordsAreKept(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		loading := `{"error":{"message":"Loading model","code":503}}`
+		a, b := newNode(t, fails(503, loading), "m"), newNode(t, fails(503, loading), "m")
+		r := net.relay("relay.test", a, b)
+		tr := net.client(client.Config{Trust: pins(a, b)}, r)
+		if status, answer := ask(t, tr, chat); status != 503 || answer != loading {
+			t.Errorf("got %d %s", status, answer)
+		}
+		if _, exchanges := r.counts(); exchanges != 2 {
+			t.Errorf("%d exchanges, want one for each node", exchanges)
+		}
+		// What is not the node's trouble is not another node's either.
+		c := newNode(t, fails(400, "{}"), "m")
+		r.with(func() { r.nodes = []*stubNode{c} })
+		tr = net.client(client.Config{Trust: pins(a, c)}, r)
+		if status, _ := ask(t, tr, chat); status != 400 {
+			t.Errorf("got %d", status)
+		}
+		if _, exchanges := r.counts(); exchanges != 3 {
+			t.Errorf("a bad request was sent %d times", exchanges-2)
+		}
+	})
+}
+
+func TestNodeClock(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, func(w http.ResponseWriter, r *http.Request) {
+			problem(w, 400, "https://iana.org/assignments/http-problem-types#date")
+		}, "m")
+		tr := net.client(client.Config{Trust: pins(n)}, net.relay("relay.test", n))
+		if e := refused(t, tr, chat); e.Code != "clock" || !strings.Contains(e.Message, "ten minutes apart") {
+			t.Errorf("%d %s %s", e.Status, e.Code, e.Message)
+		}
+	})
+}
+
+func TestRotatedKeys(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, says("old"), "m")
+		r := net.relay("relay.test", n)
+		tr := net.client(client.Config{Trust: pins(n)}, r)
+		ask(t, tr, chat)
+		r.with(func() { n.rekey(t, says("new")) })
+		if status, answer := ask(t, tr, chat); status != 200 || answer != "new" {
+			t.Errorf("got %d %s", status, answer)
+		}
+		if fetches, exchanges := r.counts(); fetches != 2 || exchanges != 3 {
+			t.Errorf("%d fetches, %d exchanges", fetches, exchanges)
+		}
+	})
+}
+
+func TestNodesComeAndGo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, says("ok"), "m")
+		r := net.relay("relay.test", n)
+		tr := net.client(client.Config{Trust: pins(n)}, r)
+		ask(t, tr, chat)
+		r.with(func() { r.nodes = nil })
+		if e := refused(t, tr, chat); e.Code != "node_unavailable" || e.Status != 503 {
+			t.Errorf("%d %s %s", e.Status, e.Code, e.Message)
+		}
+		if e := refused(t, tr, chat); e.Code != "no_node" || e.Status != 503 {
+			t.Errorf("%d %s %s", e.Status, e.Code, e.Message)
+		}
+		r.with(func() { r.nodes = []*stubNode{n} })
+		time.Sleep(3 * time.Second)
+		if status, _ := ask(t, tr, chat); status != 200 {
+			t.Errorf("status %d after the node came back", status)
+		}
+	})
+}
+
+func TestRelaysStandInForEachOther(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, says("ok"), "m")
+		a, b := net.relay("a.test", n), net.relay("b.test", n)
+		tr := net.client(client.Config{Trust: pins(n)}, a, b)
+		for range 20 {
+			ask(t, tr, chat)
+		}
+		_, viaA := a.counts()
+		_, viaB := b.counts()
+		if viaA+viaB != 20 {
+			t.Errorf("%d + %d exchanges", viaA, viaB)
+		}
+		a.srv.Close()
+		for range 10 {
+			if status, _ := ask(t, tr, chat); status != 200 {
+				t.Fatalf("status %d with one relay left", status)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		ask(t, tr, chat)
+		b.srv.Close()
+		e := refused(t, tr, chat)
+		if e.Code != "relay_unreachable" || e.Status != 502 || !strings.Contains(e.Message, "check") {
+			t.Errorf("%d %s %s", e.Status, e.Code, e.Message)
+		}
+		fresh := net.client(client.Config{Trust: pins(n)}, a, b)
+		if e := refused(t, fresh, chat); !strings.Contains(e.Message, "1 other relays fail as well") {
+			t.Error(e.Message)
+		}
+	})
+}
+
+// A relay that vanishes without a word is found by pings, before and during an
+// answer.
+func TestARelayThatVanishes(t *testing.T) {
+	for _, begun := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			net := newNetwork(t)
+			n := newNode(t, func(w http.ResponseWriter, r *http.Request) {
+				if begun {
+					io.WriteString(w, "a beginning")
+					http.NewResponseController(w).Flush()
+				}
+				<-r.Context().Done()
+			}, "m")
+			r := net.relay("relay.test", n)
+			dial := &stallingDialer{dial: net.net.Dial}
+			tr, err := client.New(client.Config{Relays: []identity.Relay{r.relay}, Trust: pins(n), Dial: dial.Dial})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tr.Close()
+			time.AfterFunc(time.Minute, dial.stall)
+			start := time.Now()
+			resp, err := post(t.Context(), tr, chat)
+			if err == nil {
+				_, err = io.ReadAll(resp.Body)
+				resp.Body.Close()
+			}
+			if (err == nil) || begun == errors.As(err, new(*client.Error)) {
+				t.Errorf("begun %v: error is %T %v", begun, err, err)
+			}
+			if d := time.Since(start); d < time.Minute || d > 105*time.Second {
+				t.Errorf("begun %v: noticed after %v", begun, d)
+			}
+			dial.free()
+		})
+	}
+}
+
+func TestNothingIsRetriedAfterTheFirstByte(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, "half an ans")
+			http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}, "m")
+		r := net.relay("relay.test", n)
+		tr := net.client(client.Config{Trust: pins(n)}, r)
+		resp, err := post(t.Context(), tr, chat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(resp.Body)
+		if string(got) != "half an ans" || !errors.Is(err, ohttp.ErrTruncated) {
+			t.Errorf("got %q, %v", got, err)
+		}
+		if _, exchanges := r.counts(); exchanges != 1 {
+			t.Errorf("%d exchanges", exchanges)
+		}
+	})
+}
+
+func TestNothingIsRetriedAfterACancel(t *testing.T) {
+	for _, begin := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			net := newNetwork(t)
+			gone := make(chan time.Time, 1)
+			engine := func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				if begin {
+					w.WriteHeader(200)
+					http.NewResponseController(w).Flush()
+				}
+				<-r.Context().Done()
+				gone <- time.Now()
+			}
+			a, b := newNode(t, engine, "m"), newNode(t, engine, "m")
+			r := net.relay("relay.test", a, b)
+			tr := net.client(client.Config{Trust: pins(a, b)}, r)
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Hour, cancel)
+			start := time.Now()
+			_, err := post(ctx, tr, chat)
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("error is %v", err)
+			}
+			if d := (<-gone).Sub(start); d != time.Hour {
+				t.Errorf("the engine stopped after %v", d)
+			}
+			if _, exchanges := r.counts(); exchanges != 1 {
+				t.Errorf("%d exchanges", exchanges)
+			}
+			synctest.Wait()
+			if client.InFlight(tr, a.id)+client.InFlight(tr, b.id) != 0 {
+				t.Error("the exchange is still counted")
+			}
+		})
+	}
+}
+
+func TestCancelWhileTheDirectoryIsFetched(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, says("ok"), "m")
+		r := net.relay("relay.test", n)
+		r.directory = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+		tr := net.client(client.Config{Trust: pins(n)}, r)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := post(ctx, tr, chat); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error is %v", err)
+		}
+		if _, err := tr.Models(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error is %v", err)
+		}
+	})
+}
+
+func TestConversationsStayWithTheirNode(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		var nodes []*stubNode
+		for i := range 8 {
+			nodes = append(nodes, newNode(t, says(fmt.Sprint(i)), "m"))
+		}
+		r := net.relay("relay.test", nodes...)
+		tr := net.client(client.Config{Trust: pins(nodes...)}, r)
+		turn := func(who int, turns int) string {
+			body := fmt.Sprintf(`{"model":"m","messages":[{"role":"user","content":"I am %d"}`, who)
+			for i := range turns {
+				body += fmt.Sprintf(`,{"role":"assistant","content":"hi"},{"role":"user","content":"turn %d"}`, i)
+			}
+			_, answer := ask(t, tr, body+"]}")
+			return answer
+		}
+		used := map[string]bool{}
+		for who := range 20 {
+			first := turn(who, 0)
+			used[first] = true
+			for turns := range 5 {
+				if got := turn(who, turns); got != first {
+					t.Errorf("conversation %d went from node %s to %s", who, first, got)
+				}
+			}
+		}
+		if len(used) < 4 {
+			t.Errorf("20 conversations use only the nodes %v", used)
+		}
+		// A node that is full or gone loses its conversations, once.
+		first := turn(1, 0)
+		r.with(func() {
+			for i, n := range nodes {
+				if fmt.Sprint(i) == first {
+					n.inFlight = n.capacity
+				}
+			}
+		})
+		time.Sleep(2 * time.Minute)
+		next := turn(1, 1)
+		if next == first || turn(1, 2) != next {
+			t.Errorf("the conversation is at %s, then %s", first, next)
+		}
+		if testing.Short() {
+			return
+		}
+		for who := range 3 * client.MaxAffinity {
+			if who%50 == 0 { // the rest of the nodes' time is not needed here
+				time.Sleep(time.Second)
+			}
+			turn(1000+who, 0)
+		}
+		if n := client.Remembered(tr); n > 2*client.MaxAffinity {
+			t.Errorf("%d conversations are remembered", n)
+		}
+	})
+}
+
+func TestTheLessBusyNodeIsChosen(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		served := map[identity.ID]int{}
+		idle, small, busy := newNode(t, says("ok"), "m"), newNode(t, says("ok"), "m"), newNode(t, says("ok"), "m")
+		idle.capacity, small.capacity, busy.capacity = 100, 10, 100
+		idle.inFlight, small.inFlight, busy.inFlight = 2, 1, 90
+		r := net.relay("relay.test", busy, small, idle)
+		tr := net.client(client.Config{Trust: pins(idle, small, busy)}, r)
+		for i := range 300 {
+			ask(t, tr, fmt.Sprintf(`{"model":"m","prompt":"%d"}`, i))
+		}
+		for _, id := range r.exchanges {
+			served[id]++
+		}
+		// Two of three at random: idle is in two pairs of three and wins both,
+		// small wins the third, busy none.
+		if n := served[idle.id]; n < 160 || n > 240 {
+			t.Errorf("the idle node served %d of 300, want about 200", n)
+		}
+		if n := served[busy.id]; n != 0 {
+			t.Errorf("the busy node served %d", n)
+		}
+	})
+}
+
+// Our own exchanges count before a relay's next word on them, so that a burst
+// spreads.
+func TestABurstSpreads(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		hold := make(chan struct{})
+		engine := func(w http.ResponseWriter, r *http.Request) { <-hold }
+		var nodes []*stubNode
+		for range 4 {
+			nodes = append(nodes, newNode(t, engine, "m"))
+		}
+		r := net.relay("relay.test", nodes...)
+		tr := net.client(client.Config{Trust: pins(nodes...)}, r)
+		var work sync.WaitGroup
+		for i := range 32 {
+			work.Go(func() { ask(t, tr, fmt.Sprintf(`{"model":"m","prompt":"%d"}`, i)) })
+			synctest.Wait()
+		}
+		for _, n := range nodes {
+			if k := client.InFlight(tr, n.id); k < 6 || k > 10 {
+				t.Errorf("a node has %d of 32", k)
+			}
+		}
+		close(hold)
+		work.Wait()
+	})
+}
+
+func TestConcurrentUse(t *testing.T) {
+	net := newNetwork(t)
+	var nodes []*stubNode
+	for i := range 4 {
+		nodes = append(nodes, newNode(t, says(fmt.Sprint(i)), "m", fmt.Sprintf("m%d", i)))
+	}
+	a, b := net.relay("a.test", nodes[:3]...), net.relay("b.test", nodes[1:]...)
+	tr := net.client(client.Config{Trust: pins(nodes...)}, a, b)
+	var work sync.WaitGroup
+	for i := range 16 {
+		work.Go(func() {
+			for j := range 20 {
+				model := "m"
+				if j%2 == 0 {
+					model = fmt.Sprintf("m%d", j%4)
+				}
+				status, answer := ask(t, tr, fmt.Sprintf(`{"model":%q,"prompt":"%d"}`, model, i))
+				if status != 200 || model != "m" && "m"+answer != model {
+					t.Errorf("%s: got %d %s", model, status, answer)
+				}
+				if j%7 == 0 {
+					if _, err := tr.Models(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	work.Wait()
+}
