@@ -236,11 +236,9 @@ func (s *sealedReader) last(limit int, final bool) ([]byte, error) {
 		}
 	}
 	plain, err := s.opener.open(s.buf[:n], final)
-	if err != nil && (final || n < tagSize) {
-		// Cut short or altered: either way its end did not arrive.
-		return nil, fmt.Errorf("last chunk does not open: %w", ErrTruncated)
-	} else if err != nil {
-		return nil, errOpen
+	if err != nil {
+		// Altered or cut short: either way the message's end did not arrive.
+		return nil, fmt.Errorf("%w: %w", errOpen, ErrTruncated)
 	}
 	s.final = true
 	return plain, nil
