@@ -116,11 +116,18 @@ func partHeader(b []byte) (p part, n int, err error) {
 	if len(header["Content-Disposition"]) != 1 {
 		return part{}, 0, errors.New("no single Content-Disposition")
 	}
-	disposition, params, err := mime.ParseMediaType(header.Get("Content-Disposition"))
-	if err != nil || disposition != "form-data" || params["name"] == "" {
-		return part{}, 0, errors.New(`no Content-Disposition with form-data and a name`)
+	disposition := header.Get("Content-Disposition")
+	media, params, err := mime.ParseMediaType(disposition)
+	name := params["name"]
+	if err != nil || media != "form-data" || name == "" {
+		return part{}, 0, errors.New("no Content-Disposition with form-data and a name")
 	}
+	// Parsers differ in what they make of escapes and of name*. Files, which may
+	// need those for their names, are not looked at.
 	_, file := params["filename"]
-	p = part{name: params["name"], encoded: file || header.Get("Content-Transfer-Encoding") != ""}
+	if !file && disposition != `form-data; name="`+name+`"` && disposition != "form-data; name="+name {
+		return part{}, 0, errors.New(`a Content-Disposition other than form-data; name="..."`)
+	}
+	p = part{name: name, encoded: file || header.Get("Content-Transfer-Encoding") != ""}
 	return p, n, nil
 }

@@ -158,6 +158,8 @@ func TestPeekFormRefuses(t *testing.T) {
 		{"model as a file", contentType, edit(`name="model"`, `name="model"; filename="m"`), "plain text"},
 		{"model encoded", contentType, edit(`name="model"`, "name=\"model\"\r\nContent-Transfer-Encoding: base64"), "plain text"},
 		{"two dispositions", contentType, edit(`name="model"`, "name=\"model\"\r\nContent-Disposition: form-data; name=\"x\""), "Content-Disposition"},
+		{"escaped name", contentType, edit(`name="model"`, `name="mode\\l"`), "Content-Disposition"},
+		{"encoded name", contentType, edit(`name="model"`, `name*=UTF-8''model`), "Content-Disposition"},
 		{"nameless", contentType, edit(`name="model"`, ""), "Content-Disposition"},
 		{"no colon", contentType, edit(`Content-Disposition:`, "Content-Disposition"), "malformed header"},
 		{"long header", contentType, edit(`name="model"`, `name="`+strings.Repeat("x", 9<<10)+`"`), "no header"},
