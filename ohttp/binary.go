@@ -374,9 +374,9 @@ func (m *message) end() (err error) {
 	if m.trailer, err = m.section(true); err != nil {
 		return err
 	}
-	var block [1024]byte
+	block := make([]byte, 512)
 	for {
-		n, err := m.src.Read(block[:])
+		n, err := m.src.Read(block)
 		for _, c := range block[:n] {
 			if c != 0 {
 				return malformed("padding is not zero")

@@ -100,6 +100,11 @@ func newRequestBody(s *sealer, req *http.Request, padding Padding) (*requestBody
 	if b.known {
 		b.head = appendVarint(b.head, uint64(b.left))
 	}
+	size := int64(maxChunk)
+	if b.known {
+		size = min(size, padding.request(int64(len(b.head))+b.left))
+	}
+	b.plain = make([]byte, 0, size)
 	b.buf = s.appendPrefix(nil)
 	b.out = b.buf
 	return b, nil

@@ -226,7 +226,7 @@ func (s *sealedReader) last(limit int, final bool) ([]byte, error) {
 			return nil, errOversized
 		}
 		if n == cap(s.buf) {
-			s.grow(min(2*n+1024, limit+tagSize+1))
+			s.grow(min(4*n+1024, limit+tagSize+1))
 		}
 		m, err := s.r.Read(s.buf[n:cap(s.buf)])
 		if n += m; err == io.EOF {
