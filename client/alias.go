@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -54,14 +53,18 @@ func LoadAliases(path string) (map[string]string, error) {
 }
 
 func readAliases(r io.Reader) (map[string]string, error) {
-	limited := &io.LimitedReader{R: r, N: maxAliases + 1}
-	lines := bufio.NewScanner(limited)
+	text, err := io.ReadAll(io.LimitReader(r, maxAliases+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxAliases {
+		return nil, fmt.Errorf("more than %d bytes", maxAliases)
+	}
 	aliases, at := map[string]string{}, map[string]int{}
 	n := 0
-	for lines.Scan() {
+	for line := range strings.Lines(string(text)) {
 		n++
-		line := strings.TrimSpace(lines.Text())
-		if line == "" || line[0] == '#' {
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
 		}
 		alias, model, err := ParseAlias(line)
@@ -73,20 +76,21 @@ func readAliases(r io.Reader) (map[string]string, error) {
 		}
 		aliases[alias], at[alias] = model, n
 	}
-	switch err := lines.Err(); {
-	case errors.Is(err, bufio.ErrTooLong):
-		return nil, fmt.Errorf("line %d is too long", n+1)
-	case err != nil:
-		return nil, err
-	case limited.N == 0:
-		return nil, fmt.Errorf("more than %d bytes", maxAliases)
-	}
 	for alias, model := range aliases {
-		if _, chain := aliases[model]; chain {
-			return nil, fmt.Errorf("line %d: alias %q means %q, which is an alias itself: name the model", at[alias], alias, model)
+		if err := checkChain(aliases, alias, model); err != nil {
+			return nil, fmt.Errorf("line %d: %w", at[alias], err)
 		}
 	}
 	return aliases, nil
+}
+
+// checkChain refuses an alias of an alias: which model an app gets can be read
+// off one line.
+func checkChain(aliases map[string]string, alias, model string) error {
+	if _, chain := aliases[model]; chain {
+		return fmt.Errorf("alias %q means %q, which is an alias itself: name the model", alias, model)
+	}
+	return nil
 }
 
 // clip keeps a long string from filling an error.

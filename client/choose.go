@@ -112,7 +112,7 @@ func (t *Transport) choose(c *call, tr *trial) (*route, error) {
 		changed := t.changed
 		var err error
 		if !pending {
-			if tr.again && !tr.second && t.answering() {
+			if tr.err != nil && !tr.second && t.answering() {
 				// The directory is newer than the last failure: what it still
 				// lists deserves another attempt.
 				tr.tried, tr.second = nil, true

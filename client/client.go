@@ -90,8 +90,8 @@ func New(cfg Config) (*Transport, error) {
 		if err := checkAlias(alias, model); err != nil {
 			return nil, err
 		}
-		if _, chain := cfg.Aliases[model]; chain {
-			return nil, fmt.Errorf("alias %q means %q, which is an alias itself: name the model", alias, model)
+		if err := checkChain(cfg.Aliases, alias, model); err != nil {
+			return nil, err
 		}
 		t.aliases[alias] = model
 	}

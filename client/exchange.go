@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,11 +31,11 @@ const (
 	maxRetryAfter = 10 * time.Minute
 )
 
-// Problem types that mean something to us (spec/relay.md, spec/exchange.md).
+// Problems that mean something to us (spec/relay.md, spec/exchange.md).
 const (
-	mediaProblem       = "application/problem+json"
-	problemUnavailable = "https://token.place/problems/node-unavailable"
-	problemDate        = "https://iana.org/assignments/http-problem-types#date"
+	mediaProblem = "application/problem+json"
+	problemDate  = "https://iana.org/assignments/http-problem-types#date"
+	ourProblems  = "https://token.place/problems/"
 )
 
 // exchange seals the request to one node after the other until one answers.
@@ -56,7 +57,7 @@ func (t *Transport) exchange(c *call) (*http.Response, error) {
 			if !f.retry {
 				return settle(last, f.err)
 			}
-			tr.err, tr.again, tr.since = f.err, true, t.blame(way, f.relay)
+			tr.err, tr.since = f.err, t.blame(way, f.relay)
 			continue
 		}
 		discard(last)
@@ -243,18 +244,28 @@ func (t *Transport) explain(way *route, err error) failure {
 func (r *relay) explain(id identity.ID, e *ohttp.StatusError) failure {
 	media, _, _ := mime.ParseMediaType(e.ContentType)
 	var problem struct{ Type string }
-	if media == mediaProblem {
-		json.Unmarshal(e.Body, &problem) // no type is as good as an unknown one
+	if media != mediaProblem || json.Unmarshal(e.Body, &problem) != nil {
+		return failure{r.notServed(e.Status, e.RetryAfter), true, true}
 	}
+	slug, _ := strings.CutPrefix(problem.Type, ourProblems)
 	switch {
-	case problem.Type == problemUnavailable:
+	case slug == "node-unavailable":
 		f := failure{failf(http.StatusServiceUnavailable, "node_unavailable",
-			"node %s is not connected to %s, or has no room for another exchange: try again soon, or pin another node as well", id, r.name()), true, false}
+			"node %s is not connected to %s now: try again soon, or pin another node as well", id, r.name()), true, false}
 		f.err.RetryAfter = retryAfter(e.RetryAfter)
 		return f
-	case e.Status == http.StatusRequestEntityTooLarge && media == mediaProblem:
-		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s: send less at once", r.name()), false, false}
-	case media == mediaProblem && (e.Status >= 500 || e.Status == http.StatusBadRequest || e.Status == http.StatusRequestTimeout):
+	case slug == "node-busy":
+		f := failure{failf(http.StatusServiceUnavailable, "node_busy",
+			"node %s has no room for another exchange: try again soon, or pin another node as well", id), true, false}
+		f.err.RetryAfter = retryAfter(e.RetryAfter)
+		return f
+	case slug == "too-large":
+		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s or the node: send less at once", r.name()), false, false}
+	case slug == "slow-body":
+		return failure{failf(http.StatusBadGateway, "slow_network", "sending the request to %s took too long: try again over a better connection", r.name()), false, false}
+	case slug == "exchange-timeout":
+		return failure{failf(http.StatusGatewayTimeout, "node_timeout", "node %s did not answer in the time that %s allows: ask for a shorter answer, or for a stream", id, r.name()), false, false}
+	case e.Status >= 500 || e.Status == http.StatusBadRequest:
 		return failure{failf(http.StatusBadGateway, "node_lost",
 			"%s could not get an answer from node %s (status %d): try again, or pin another node as well", r.name(), id, e.Status), true, false}
 	}

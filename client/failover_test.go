@@ -46,6 +46,9 @@ func TestFailover(t *testing.T) {
 		"node unavailable": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
 			problem(w, 503, "https://token.place/problems/node-unavailable")
 		},
+		"node busy": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 503, "https://token.place/problems/node-busy")
+		},
 		"node failed":     func(w http.ResponseWriter, _ *http.Request, _ *stubNode) { problem(w, 502, "about:blank") },
 		"timeout problem": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) { problem(w, 504, "about:blank") },
 		"replay": func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
@@ -130,6 +133,15 @@ func TestARelayCannotTalkTheClientDown(t *testing.T) {
 		"too large": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
 			problem(w, 413, "https://token.place/problems/too-large")
 		}, "request_too_large"},
+		"too slow": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 408, "https://token.place/problems/slow-body")
+		}, "slow_network"},
+		"out of time": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 504, "https://token.place/problems/exchange-timeout")
+		}, "node_timeout"},
+		"busy": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
+			problem(w, 503, "https://token.place/problems/node-busy")
+		}, "node_busy"},
 		"a forged clock problem": {func(w http.ResponseWriter, _ *http.Request, _ *stubNode) {
 			problem(w, 400, "https://iana.org/assignments/http-problem-types#date")
 		}, "node_lost"},

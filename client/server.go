@@ -109,6 +109,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !s.authorized(r):
 		w.Header().Set("WWW-Authenticate", `Bearer realm="token.place"`)
 		writeError(w, r, failf(http.StatusUnauthorized, "invalid_api_key", "the API key is not the one that this server was started with: set it in your client"))
+	case !r.ProtoAtLeast(1, 1):
+		// There an answer ends with its connection, whole or not.
+		writeError(w, r, failf(http.StatusHTTPVersionNotSupported, "old_http", "use HTTP/1.1; for nginx in front, set proxy_http_version 1.1"))
 	default:
 		s.serveAPI(w, r)
 	}
