@@ -32,7 +32,7 @@ type conn struct {
 
 	mu      sync.Mutex // guards the fields below
 	changed sync.Cond  // pending or flushing changed
-	pending []byte     // accepted, to be written; nil when there is none
+	pending *[]byte    // accepted, to be written; nil when there is none
 	writing bool       // a goroutine runs flush
 	err     error      // what Write returns from now on
 	writes  int
@@ -50,7 +50,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 0, maxPending); retu
 func (c *conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.err == nil && len(c.pending) > 0 && len(c.pending)+len(p) > maxPending {
+	for c.err == nil && c.pending != nil && len(*c.pending)+len(p) > maxPending {
 		c.changed.Wait()
 	}
 	if c.err != nil {
@@ -60,9 +60,9 @@ func (c *conn) Write(p []byte) (int, error) {
 		close(c.settings)
 	}
 	if c.pending == nil {
-		c.pending = *buffers.Get().(*[]byte)
+		c.pending = buffers.Get().(*[]byte)
 	}
-	c.pending = append(c.pending, p...)
+	*c.pending = append(*c.pending, p...)
 	if !c.writing {
 		c.writing = true
 		go c.flush() // Close waits for it
@@ -75,14 +75,14 @@ func (c *conn) flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var err error
-	for len(c.pending) > 0 && err == nil {
+	for c.pending != nil && err == nil {
 		b := c.pending
 		c.pending = nil
 		c.changed.Broadcast()
 		c.mu.Unlock()
-		_, err = c.Conn.Write(b)
-		b = b[:0]
-		buffers.Put(&b)
+		_, err = c.Conn.Write(*b)
+		*b = (*b)[:0]
+		buffers.Put(b)
 		c.mu.Lock()
 	}
 	if err != nil {

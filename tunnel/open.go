@@ -36,14 +36,7 @@ type Conn struct {
 func Open(ctx context.Context, nc net.Conn, cfg Config) (*Conn, error) {
 	tune(nc)
 	c := newConn(nc)
-	t := &http.Transport{
-		DialContext:            func(context.Context, string, string) (net.Conn, error) { return c, nil },
-		Protocols:              protocols(),
-		HTTP2:                  settings(cfg.Ping, cfg.PingTimeout, relayPing),
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 8 << 10,
-	}
-	cc, err := t.NewClientConn(ctx, "http", "node:0")
+	cc, err := cfg.transport().NewClientConn(context.WithValue(ctx, connKey{}, c), "http", "node:0")
 	if err != nil {
 		c.Close()
 		return nil, fmt.Errorf("open tunnel: %w", err)
@@ -68,10 +61,34 @@ func Open(ctx context.Context, nc net.Conn, cfg Config) (*Conn, error) {
 	return &Conn{conn: c, http: cc, capacity: capacity}, nil
 }
 
+// transports holds one http.Transport for each Config, a constant in practice:
+// one for each tunnel would be 2 KB of the 40 that an idle node may cost.
+var transports sync.Map
+
+// connKey finds, in the context of NewClientConn, the conn to use.
+type connKey struct{}
+
+func (cfg Config) transport() *http.Transport {
+	if t, ok := transports.Load(cfg); ok {
+		return t.(*http.Transport)
+	}
+	t, _ := transports.LoadOrStore(cfg, &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return ctx.Value(connKey{}).(*conn), nil
+		},
+		Protocols:              protocols(),
+		HTTP2:                  settings(cfg.Ping, cfg.PingTimeout, relayPing),
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 8 << 10,
+	})
+	return t.(*http.Transport)
+}
+
 // RoundTrip sends a request to the node. It never queues: if the node has no
 // room, drains or is gone it returns ErrUnavailable at once. GET /status does
 // not count as an exchange until its body is closed. When the connection dies
-// the bodies of running responses return an error that is not io.EOF.
+// the bodies of running responses return an error that is not io.EOF. As in a
+// server, req.Body should fail when req's context is done.
 func (c *Conn) RoundTrip(req *http.Request) (*http.Response, error) {
 	control := req.URL.Path == "/status"
 	if !c.reserve(control) {

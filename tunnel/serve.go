@@ -170,6 +170,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	defer s.handlers.Done()
 
+	w.Header()["Date"] = nil // nobody's business, and 10,000 copies of it at the relay
 	if r.URL.Path != "/drain" {
 		s.handler.ServeHTTP(w, r)
 		return
