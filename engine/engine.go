@@ -9,6 +9,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
@@ -129,11 +130,42 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, path)
 		return
 	}
-	if e.cfg.Handler != nil {
+	id, one := strings.CutPrefix(r.URL.Path, "/v1/models/")
+	switch {
+	case e.cfg.Handler != nil:
 		e.cfg.Handler.ServeHTTP(w, r)
+	case one:
+		e.serveModel(w, r, id)
+	default:
+		e.forward(w, r)
+	}
+}
+
+// serveModel answers from the list of models, since llama-server has no path for
+// one of them. So no path that reaches an engine has anything of a client in it.
+func (e *Engine) serveModel(w http.ResponseWriter, r *http.Request, id string) {
+	models, err := e.Models(r.Context())
+	switch {
+	case errors.Is(err, ErrKey):
+		e.fail(r.Context(), w, r, "engine_refused_key")
+		return
+	case errors.Is(err, ErrUnavailable):
+		e.fail(r.Context(), w, r, "engine_unavailable")
+		return
+	case err != nil:
+		e.fail(r.Context(), w, r, "engine_bad_answer")
 		return
 	}
-	e.forward(w, r)
+	for _, m := range models {
+		if body, err := json.Marshal(m); m.ID == id && err == nil {
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Cache-Control", "no-store")
+			w.Write(body)
+			return
+		}
+	}
+	openai.WriteError(w, http.StatusNotFound, openai.Error{
+		Message: "The node's engine does not have this model; GET /v1/models lists those that it has.", Param: "model", Code: "model_not_found"})
 }
 
 // refuse answers a request that is not allowed.

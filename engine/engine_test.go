@@ -129,8 +129,8 @@ func TestContentType(t *testing.T) {
 
 func TestBasePath(t *testing.T) {
 	for url, want := range map[string]string{
-		"http://engine": "/v1/models/a%C3%A9", "http://engine/": "/v1/models/a%C3%A9", "http://engine/v1": "/v1/models/a%C3%A9", "http://engine:80/v1/": "/v1/models/a%C3%A9",
-		"http://engine/openai/v1": "/openai/v1/models/a%C3%A9", "http://engine/openai/": "/openai/v1/models/a%C3%A9",
+		"http://engine": "/v1/models", "http://engine/": "/v1/models", "http://engine/v1": "/v1/models", "http://engine:80/v1/": "/v1/models",
+		"http://engine/openai/v1": "/openai/v1/models", "http://engine/openai/": "/openai/v1/models",
 	} {
 		var got string
 		s := start(t, engine.Config{URL: url}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -138,7 +138,7 @@ func TestBasePath(t *testing.T) {
 			w.Header().Set("Content-Type", "application/json")
 			io.WriteString(w, "{}")
 		}))
-		res, err := s.client.Get("http://node/v1/models/a%C3%A9")
+		res, err := s.client.Get("http://node/v1/models")
 		if err != nil {
 			t.Fatal(err)
 		}

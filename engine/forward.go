@@ -74,7 +74,6 @@ func (e *Engine) request(ctx context.Context, r *http.Request) (*http.Request, *
 	in := &requestBody{body: r.Body, heard: func() {}}
 	u := *e.base
 	u.Path += r.URL.Path
-	u.RawPath = e.base.EscapedPath() + r.URL.EscapedPath()
 	out := (&http.Request{
 		Method: r.Method, URL: &u, Host: u.Host, // Ollama answers 403 to a Host that is not its own
 		Header:     http.Header{"User-Agent": nil},

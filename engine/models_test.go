@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -83,6 +84,26 @@ func TestModels(t *testing.T) {
 			t.Errorf("%s: got %q, %+v, %v", test.name, s.engine.Name(), got, err)
 		}
 	}
+}
+
+func TestOneModel(t *testing.T) {
+	get := func(h http.Handler, path string) *http.Response {
+		w := httptest.NewRecorder()
+		start(t, engine.Config{}, h).engine.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		return w.Result()
+	}
+	res := get(vllm, "/v1/models/Qwen/Qwen3-8B")
+	if body, _ := io.ReadAll(res.Body); string(body) != `{"id":"Qwen/Qwen3-8B","object":"model","created":0,"owned_by":"vllm","context_length":32768}` {
+		t.Errorf("got %d, %s", res.StatusCode, body)
+	}
+	checkError(t, get(vllm, "/v1/models/Qwen"), 404, "model_not_found")
+	checkError(t, get(vllm, "/v1/models/qwen/%C3%A9"), 404, "model_not_found")
+	status := func(code int) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(code) })
+	}
+	checkError(t, get(status(401), "/v1/models/a"), 502, "engine_refused_key")
+	checkError(t, get(status(503), "/v1/models/a"), 503, "engine_unavailable")
+	checkError(t, get(status(200), "/v1/models/a"), 502, "engine_bad_answer")
 }
 
 func TestModelsOfHandler(t *testing.T) {
