@@ -20,11 +20,11 @@ import (
 type Environment string
 
 const (
-	// Production logs warnings and what the operator did: starting, stopping,
-	// draining. Nothing about any connection.
+	// Production logs what an operator should act on, and no fact about any
+	// connection.
 	Production Environment = "production"
-	// Development adds what nodes and tunnels do. Still no content, no address
-	// of a client, no key.
+	// Development adds what relays, nodes and tunnels do. Still no content, no
+	// address of a client, no key.
 	Development Environment = "development"
 )
 
@@ -64,7 +64,7 @@ type Reason string
 
 // New returns a logger that writes text lines to w.
 func New(env Environment, w io.Writer) *slog.Logger {
-	level := slog.LevelInfo
+	level := slog.LevelWarn
 	if env == Development {
 		level = slog.LevelDebug
 	}

@@ -15,13 +15,13 @@ const secret = "CANARY-198.51.100.7"
 
 // logAll tries every way to get the secret into a line.
 func logAll(l *slog.Logger) {
-	l.Info("relay starts", "listen", "127.0.0.1:8443", "prompt", secret, "remote", secret)
-	l.Info("tunnel ends", "node", "abc", "reason", errors.New(secret), "err", errors.New(secret))
+	l.Warn("relay starts", "listen", "127.0.0.1:8443", "prompt", secret, "remote", secret)
+	l.Warn("tunnel ends", "node", "abc", "reason", errors.New(secret), "err", errors.New(secret))
 	l.Info("tunnel ends", "reason", secret)
 	l.Warn("node refused", "reason", telemetry.Reason("its descriptor has expired"))
 	l.Debug("tunnel opens", "node", "abc", "models", 2, "version", struct{ S string }{secret})
-	l.With("token", secret, "id", "own").Info("ready", slog.Group("g", "id", secret))
-	l.WithGroup("g").With("id", secret).Info("nested", "id", secret)
+	l.With("token", secret, "id", "own").Warn("ready", slog.Group("g", "id", secret))
+	l.WithGroup("g").With("id", secret).Warn("nested", "id", secret)
 	l.Info("bytes", "id", []byte(secret), "key", []byte(secret))
 }
 
@@ -31,6 +31,9 @@ func TestOnlyAllowedAttributesLeave(t *testing.T) {
 		logAll(telemetry.New(env, &out))
 		if strings.Contains(out.String(), "CANARY") {
 			t.Errorf("%s: the secret left:\n%s", env, out.String())
+		}
+		if got, want := strings.Contains(out.String(), "INFO"), env == telemetry.Development; got != want {
+			t.Errorf("%s: news logged: %v", env, got)
 		}
 		for _, want := range []string{`listen="127.0.0.1:8443"`, `reason="its descriptor has expired"`, `ready id="own"`, "nested\n"} {
 			if !strings.Contains(out.String(), want) {

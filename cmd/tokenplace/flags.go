@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"token.place/identity"
+)
+
+// usageError is a mistake in how a command was called.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func badUsage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// flags is a command's flags. help is its whole help, written by hand.
+type flags struct {
+	*flag.FlagSet
+	s    streams
+	help string
+}
+
+func newFlags(s streams, name, help string) *flags {
+	f := &flags{flag.NewFlagSet(name, flag.ContinueOnError), s, help}
+	f.SetOutput(io.Discard)
+	return f
+}
+
+// parse reads args, and the environment for each flag that args do not name.
+// It returns flag.ErrHelp after it has written the help.
+func (f *flags) parse(args []string, wantArgs bool) error {
+	err := f.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		io.WriteString(f.s.out, f.help)
+		return err
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	if f.NArg() > 0 && !wantArgs {
+		return badUsage("there is no argument %q to %s; flags start with --", clip(f.Arg(0)), f.Name())
+	}
+	given := map[string]bool{}
+	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
+	f.VisitAll(func(fl *flag.Flag) {
+		name := "TOKENPLACE_" + strings.ToUpper(strings.ReplaceAll(fl.Name, "-", "_"))
+		if v := f.s.getenv(name); v != "" && !given[fl.Name] && err == nil {
+			if e := fl.Value.Set(v); e != nil {
+				err = badUsage("%s=%q: %w", name, clip(v), e)
+			}
+		}
+	})
+	return err
+}
+
+// list is a flag that may be given several times; in one string, and so in the
+// environment, commas or spaces separate its values.
+type list[T any] struct {
+	values []T
+	parse  func(string) (T, error)
+}
+
+func (l *list[T]) String() string { return "" }
+
+func (l *list[T]) Set(s string) error {
+	for _, one := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' }) {
+		v, err := l.parse(one)
+		if err != nil {
+			return err
+		}
+		l.values = append(l.values, v)
+	}
+	return nil
+}
+
+func (f *flags) relays() *list[identity.Relay] {
+	l := &list[identity.Relay]{parse: identity.ParseRelay}
+	f.Var(l, "relay", "")
+	return l
+}
+
+func (f *flags) nodes() *list[identity.ID] {
+	l := &list[identity.ID]{parse: identity.ParseID}
+	f.Var(l, "node", "")
+	return l
+}
+
+// identityFile is --identity, with a place for it in the user's configuration.
+func (f *flags) identityFile(role string) *string {
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		dir = "."
+	}
+	return f.String("identity", filepath.Join(dir, "tokenplace", role+".pem"), "")
+}
+
+func (f *flags) words(name string) *list[string] {
+	l := &list[string]{parse: func(s string) (string, error) { return s, nil }}
+	f.Var(l, name, "")
+	return l
+}
