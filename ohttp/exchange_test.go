@@ -311,10 +311,13 @@ func TestNoContent(t *testing.T) {
 func TestBrokenAnswers(t *testing.T) {
 	stacks := 0
 	for name, next := range map[string]http.HandlerFunc{
-		"abort":        func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) },
-		"panic":        func(w http.ResponseWriter, r *http.Request) { panic("a prompt") },
-		"too short":    func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Content-Length", "9"); w.Write(nil) },
-		"too long":     func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Content-Length", "1"); w.Write(make([]byte, 2)) },
+		"abort":     func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) },
+		"panic":     func(w http.ResponseWriter, r *http.Request) { panic("a prompt") },
+		"too short": func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Content-Length", "9"); w.Write(nil) },
+		"too long": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "1")
+			w.Write(make([]byte, 2))
+		},
 		"large header": func(w http.ResponseWriter, r *http.Request) { w.Header().Set("X", strings.Repeat("x", 70_000)) },
 	} {
 		for _, flush := range []bool{false, true} {
@@ -641,4 +644,3 @@ func TestConcurrent(t *testing.T) {
 		}
 	}
 }
-
