@@ -2,6 +2,7 @@ package client
 
 import (
 	"io"
+	"net/http"
 
 	"token.place/identity"
 )
@@ -43,4 +44,21 @@ func InFlight(t *Transport, id identity.ID) int {
 		return m.state.inFlight
 	}
 	return 0
+}
+
+// Refresh fetches the directories of all relays.
+func Refresh(t *Transport) {
+	for _, r := range t.relays {
+		t.fetch(r, 0)
+	}
+}
+
+// Choose chooses a node for a conversation.
+func Choose(t *Transport, model, conversation string) identity.ID {
+	way, err := t.choose(&call{req: new(http.Request), model: model, key: model + conversation}, &trial{})
+	if err != nil {
+		panic(err)
+	}
+	t.release(way)
+	return way.node.id
 }

@@ -121,7 +121,7 @@ func TestServerPassesAnswersOn(t *testing.T) {
 		l, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
 			w.Header().Set("Content-Type", "application/json")
-			w.Header().Set("X-Request-Id", "1")
+			w.Header().Set("Retry-After", "1")
 			w.Header().Set("Set-Cookie", "a=b")
 			w.Header().Set("Access-Control-Allow-Origin", "*")
 			w.Header().Set("Location", "https://evil.test/")
@@ -130,7 +130,7 @@ func TestServerPassesAnswersOn(t *testing.T) {
 		}, client.ServerConfig{})
 		for _, path := range []string{completions, "/chat/completions", completions + "?x=y"} {
 			resp, body := l.get("POST", path, chat)
-			if resp.StatusCode != 201 || body != chat || resp.Header.Get("X-Request-Id") != "1" {
+			if resp.StatusCode != 201 || body != chat || resp.Header.Get("Retry-After") != "1" {
 				t.Errorf("%s: %d %s %v", path, resp.StatusCode, body, resp.Header)
 			}
 			for _, name := range []string{"Set-Cookie", "Access-Control-Allow-Origin", "Location"} {
