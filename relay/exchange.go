@@ -250,7 +250,7 @@ func (x *exchange) failed(err error, id identity.ID) *problem {
 // end lets go of all that runs for the exchange.
 func (x *exchange) end() {
 	x.mu.Lock()
-	ended := x.ended
+	ended, reason := x.ended, x.reason
 	x.ended = true
 	x.watch.Stop()
 	x.mu.Unlock()
@@ -258,7 +258,7 @@ func (x *exchange) end() {
 		return
 	}
 	x.cancel()
-	if !x.upload.over() {
+	if !x.upload.over() || reason != nil {
 		// The tunnel may be waiting in Read for a client that does not send.
 		endAfterAnswer(x.w, x.req)
 		x.rc.SetReadDeadline(time.Unix(1, 0))
@@ -291,8 +291,10 @@ func (x *exchange) check() {
 		return
 	}
 	x.cancel()
-	x.rc.SetReadDeadline(time.Unix(1, 0))
-	if x.taking.wait(now) > 0 {
+	if x.upload.progress.waiting() {
+		x.rc.SetReadDeadline(time.Unix(1, 0))
+	}
+	if x.taking.waiting() {
 		x.rc.SetWriteDeadline(time.Unix(1, 0))
 	}
 }
@@ -327,6 +329,8 @@ func (p *progress) wait(now time.Duration) time.Duration {
 	}
 	return now - time.Duration(since-p.waited.Load())
 }
+
+func (p *progress) waiting() bool { return p.since.Load() != 0 }
 
 // upload is a client's body on its way to the node.
 type upload struct {

@@ -28,6 +28,7 @@ func TestExchange(t *testing.T) {
 				if got := w.listed("?model=pocket"); !slices.Equal(got, []string{string(n.ID())}) {
 					t.Errorf("directory: %v", got)
 				}
+				c.CloseIdleConnections()
 				n.close()
 			})
 		})

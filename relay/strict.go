@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -337,7 +338,7 @@ var crlf = []byte("\r\n")
 func checkRequestLine(line []byte) (old, ok bool) {
 	method, rest, _ := bytes.Cut(line, []byte(" "))
 	target, version, _ := bytes.Cut(rest, []byte(" "))
-	if len(method) == 0 || !all(method, isToken) || len(target) == 0 || !all(target, isVisible) {
+	if len(method) == 0 || !all(method, inToken) || len(target) == 0 || !all(target, inTarget) {
 		return false, false
 	}
 	old = string(version) == "HTTP/1.0"
@@ -347,16 +348,7 @@ func checkRequestLine(line []byte) (old, ok bool) {
 // cutHeader returns the name and the value without white space around it.
 func cutHeader(line []byte) (name, value []byte, ok bool) {
 	name, value, ok = bytes.Cut(line, []byte(":"))
-	return name, bytes.Trim(value, " \t"), ok && len(name) > 0 && all(name, isToken) && all(value, isText)
-}
-
-func all(b []byte, is func(byte) bool) bool {
-	for _, c := range b {
-		if !is(c) {
-			return false
-		}
-	}
-	return true
+	return name, bytes.Trim(value, " \t"), ok && len(name) > 0 && all(name, inToken) && all(value, inText)
 }
 
 // equalFold compares ASCII; s is lower case.
@@ -411,9 +403,36 @@ func chunkSize(line []byte) (n int64, ok bool) {
 	return n, true
 }
 
-// RFC 9110 §5.6.2, §5.5; RFC 3986 has only visible ASCII in a target.
-func isText(c byte) bool    { return c == '\t' || c >= ' ' && c != 0x7f }
-func isVisible(c byte) bool { return c > ' ' && c < 0x7f }
-func isToken(c byte) bool {
-	return 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), c) >= 0
+// What a byte may be part of: RFC 9110 §5.6.2 and §5.5, and RFC 3986 for
+// targets, which have only visible ASCII.
+const (
+	inToken = 1 << iota
+	inText
+	inTarget
+)
+
+var classes = func() (t [256]uint8) {
+	for i := range t {
+		c := byte(i)
+		if 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 {
+			t[i] |= inToken
+		}
+		if c == '\t' || c >= ' ' && c != 0x7f {
+			t[i] |= inText
+		}
+		if c > ' ' && c < 0x7f {
+			t[i] |= inTarget
+		}
+	}
+	return t
+}()
+
+// all tells whether every byte of b may be part of class.
+func all(b []byte, class uint8) bool {
+	for _, c := range b {
+		if classes[c]&class == 0 {
+			return false
+		}
+	}
+	return true
 }

@@ -10,8 +10,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,8 +35,59 @@ type world struct {
 	relay *relay.Relay
 	at    identity.Relay
 	log   *lockedBuffer
+	read  atomic.Int64 // raw bytes that the relay read
 	stop  context.CancelFunc
 	end   chan error // what Serve returned
+}
+
+// shyListener and shyConn are as the kernel's would be: they know the address
+// of the other end and put it into every error. A relay that makes it text
+// fails the test.
+type shyListener struct {
+	net.Listener
+	w *world
+}
+
+func (l *shyListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &shyConn{c, l.w}, nil
+}
+
+type shyConn struct {
+	net.Conn
+	w *world
+}
+
+type shyAddr struct{ w *world }
+
+func (shyAddr) Network() string { return "tcp" }
+
+func (a shyAddr) String() string {
+	a.w.Errorf("the client's address became text:\n%s", debug.Stack())
+	return "198.51.100.7:4711"
+}
+
+func (c *shyConn) RemoteAddr() net.Addr { return shyAddr{c.w} }
+
+func (c *shyConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.w.read.Add(int64(n))
+	return n, c.wrap("read", err)
+}
+
+func (c *shyConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	return n, c.wrap("write", err)
+}
+
+func (c *shyConn) wrap(op string, err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
 }
 
 type lockedBuffer struct {
@@ -96,7 +150,7 @@ func start(t testing.TB, cfg relay.Config) *world {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
-	go func() { w.end <- r.Serve(ctx, ln) }()
+	go func() { w.end <- r.Serve(ctx, &shyListener{ln, w}) }()
 	return w
 }
 
@@ -199,6 +253,20 @@ func (w *world) join(h http.HandlerFunc) *node {
 	return n
 }
 
+// joinFor is join outside of a bubble, with a capacity.
+func (w *world) joinFor(t testing.TB, capacity int, h http.HandlerFunc) *node {
+	t.Helper()
+	c := credential(t)
+	n := w.connect(c, capacity, h)
+	d := descriptor()
+	d.Capacity = capacity
+	n.lines <- bundleLine(t, c, d)
+	for len(w.listed("")) == 0 {
+		runtime.Gosched()
+	}
+	return n
+}
+
 // settle waits until nothing goes on any more.
 func (w *world) settle() {
 	if _, ok := w.TB.(*testing.T); ok {
@@ -263,7 +331,9 @@ func (w *world) listed(query string) []string {
 
 func (w *world) get(path string) (*http.Response, string) {
 	w.Helper()
-	return w.do(w.client("h2"), "GET", path, nil, nil)
+	c := w.client("h2")
+	defer c.CloseIdleConnections()
+	return w.do(c, "GET", path, nil, nil)
 }
 
 // do sends a request and reads the answer whole.
@@ -280,7 +350,6 @@ func (w *world) do(c *http.Client, method, path string, header http.Header, body
 	if err != nil {
 		w.Fatalf("%s %s: %v", method, path, err)
 	}
-	defer c.CloseIdleConnections()
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
