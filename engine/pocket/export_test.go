@@ -27,6 +27,9 @@ func ParseGGUF(b []byte) (metadata, tensors int, err error) {
 	return len(g.meta), len(g.tensors), nil
 }
 
+// Half widens a half-precision number.
+func Half(h uint16) float32 { return half(h) }
+
 type Model struct{ m *model }
 
 func (m *Model) Encode(s string) []int   { return m.m.vocab.encode(nil, s) }

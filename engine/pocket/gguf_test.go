@@ -132,7 +132,10 @@ func tiny() *file {
 
 func TestTiny(t *testing.T) {
 	f := tiny()
-	copy(f.tensors[0].data[34*3:], le(uint16(0x3c00), []int8{1, -2})) // token 3: scale 1
+	copy(f.tensors[0].data[34*3:], le(uint16(0x3c00), []int8{1, -2})) // token 3, in a scale of 1
+	for i := range 32 {
+		copy(f.tensors[1].data[4*i:], le(float32(1))) // output_norm
+	}
 	m, err := pocket.Load(f.bytes())
 	if err != nil {
 		t.Fatal(err)
@@ -140,63 +143,75 @@ func TestTiny(t *testing.T) {
 	if got := fmt.Sprint(m.Encode("abba\x00")); got != "[259 261 260 3]" {
 		t.Errorf("encoded as %s", got)
 	}
-	if logits := m.Session().Step(3); logits[3] != 0 {
-		t.Errorf("norm weights are zero and yet a logit is %v", logits[3])
+	// The layers add nothing, so what comes out is the embedding, normalised.
+	logits, want := m.Session().Step(3), 5/math.Sqrt(5./32+1e-5)
+	if math.Abs(float64(logits[3])-want) > 1e-4 || logits[4] != 0 {
+		t.Errorf("logits %v and %v, want %v and 0", logits[3], logits[4], want)
+	}
+	for h, want := range map[uint16]float64{0: 0, 0x3c00: 1, 0xc000: -2, 1: 1. / (1 << 24), 0x83ff: -1023. / (1 << 24), 0x0400: 1. / (1 << 14), 0x7bff: 65504, 0xfc00: math.Inf(-1)} {
+		if got := float64(pocket.Half(h)); got != want {
+			t.Errorf("half precision %#x is %v, want %v", h, got, want)
+		}
 	}
 }
 
-func TestMalformed(t *testing.T) {
-	first := func(name string, change func(*tensor)) func(*file) {
-		return func(f *file) {
-			for i := range f.tensors {
-				if f.tensors[i].name == name+".weight" {
-					change(&f.tensors[i])
-				}
+// first changes the named tensor.
+func first(name string, change func(*tensor)) func(*file) {
+	return func(f *file) {
+		for i := range f.tensors {
+			if f.tensors[i].name == name+".weight" {
+				change(&f.tensors[i])
 			}
 		}
 	}
-	for name, c := range map[string]struct {
-		change func(*file)
-		want   string
-	}{
-		"huge counts":        {func(f *file) { f.counts = &[2]uint64{1 << 60, 1} }, "claims"},
-		"more tensors":       {func(f *file) { f.counts = &[2]uint64{4000, uint64(len(f.meta))} }, "parse GGUF"},
-		"more metadata":      {func(f *file) { f.counts = &[2]uint64{0, 1000} }, "metadata"},
-		"no metadata":        {func(f *file) { f.meta = nil }, "architecture"},
-		"repeated key":       {func(f *file) { f.meta = append(f.meta, f.meta[0]) }, "repeated"},
-		"repeated tensor":    {func(f *file) { f.tensors = append(f.tensors, f.tensors[0]) }, "repeated"},
-		"huge array":         {func(f *file) { f.set("x", 9, uint32(4), uint64(1)<<62) }, "truncated"},
-		"huge string array":  {func(f *file) { f.set("x", 9, uint32(8), uint64(1)<<20) }, "truncated"},
-		"huge string":        {func(f *file) { f.set("x", 8, uint64(math.MaxUint64)) }, "truncated"},
-		"nested array":       {func(f *file) { f.set("x", 9, uint32(9), uint64(1), uint32(4), uint64(0)) }, "array of unsupported type"},
-		"unknown kind":       {func(f *file) { f.set("x", 99) }, "unsupported type 99"},
-		"bad bool":           {func(f *file) { f.set("x", 7, uint8(2)) }, "bool"},
-		"bad alignment":      {func(f *file) { f.set("general.alignment", 4, uint32(48)) }, "alignment"},
-		"zero alignment":     {func(f *file) { f.set("general.alignment", 4, uint32(0)) }, "alignment"},
-		"overflowing tensor": {first("token_embd", func(t *tensor) { t.dims = []uint64{1 << 33, 1 << 33} }), "larger than the file"},
-		"product overflow":   {first("token_embd", func(t *tensor) { t.dims = []uint64{5000, 5000, 5000, 5000} }), "larger than the file"},
-		"zero dimension":     {first("token_embd", func(t *tensor) { t.dims[1] = 0 }), "larger than the file"},
-		"many dimensions":    {first("token_embd", func(t *tensor) { t.dims = make([]uint64, 9) }), "dimensions"},
-		"tensor kind":        {first("token_embd", func(t *tensor) { t.kind = 12 }), "unsupported type 12"},
-		"half a block":       {first("token_embd", func(t *tensor) { t.dims[0] = 16 }), "shape"},
-		"outside":            {first("token_embd", func(t *tensor) { t.off = 1 << 20 }), "outside the file"},
-		"offset overflow":    {first("token_embd", func(t *tensor) { t.off = math.MaxUint64 - 31 }), "outside the file"},
-		"unaligned":          {first("token_embd", func(t *tensor) { t.off = 1 }), "outside the file"},
-		"wrong shape":        {first("blk.0.ffn_up", func(t *tensor) { t.dims = []uint64{32, 31} }), "shape"},
-		"missing tensor":     {first("blk.0.ffn_up", func(t *tensor) { t.name = "x" }), "no tensor"},
-		"trailing bytes":     {func(f *file) { f.trailer = make([]byte, 33) }, "follow"},
-		"architecture":       {func(f *file) { f.set("general.architecture", 8, "gpt2") }, "architecture"},
-		"huge context":       {func(f *file) { f.set("llama.context_length", 4, uint32(1<<31)) }, "context_length"},
-		"huge layers":        {func(f *file) { f.set("llama.block_count", 4, uint32(1<<31)) }, "block_count"},
-		"wrong kind":         {func(f *file) { f.set("llama.block_count", 8, "1") }, "block_count"},
-		"heads":              {func(f *file) { f.set("llama.attention.head_count", 4, uint32(5)) }, "not supported"},
-		"epsilon":            {func(f *file) { f.set("llama.attention.layer_norm_rms_epsilon", 6, float32(math.NaN())) }, "epsilon"},
-		"grouped heads":      {func(f *file) { f.set("llama.attention.head_count_kv", 4, uint32(2)) }, "not supported"},
-		"fewer scores":       {func(f *file) { f.set("tokenizer.ggml.scores", 9, uint32(6), uint64(1), float32(0)) }, "scores"},
-		"bos":                {func(f *file) { f.set("tokenizer.ggml.bos_token_id", 4, uint32(1<<30)) }, "begin or end"},
-		"tokenizer":          {func(f *file) { f.set("tokenizer.ggml.model", 8, "gpt2") }, "llama kind"},
-		"no vocabulary":      {func(f *file) { f.set("tokenizer.ggml.tokens", 4, uint32(0)) }, "vocabulary has 0 tokens"},
-	} {
+}
+
+// malformed is what may be wrong with a file, and what the error says.
+var malformed = map[string]struct {
+	change func(*file)
+	want   string
+}{
+	"huge counts":        {func(f *file) { f.counts = &[2]uint64{1 << 60, 1} }, "claims"},
+	"more tensors":       {func(f *file) { f.counts = &[2]uint64{4000, uint64(len(f.meta))} }, "parse GGUF"},
+	"more metadata":      {func(f *file) { f.counts = &[2]uint64{0, 1000} }, "metadata"},
+	"no metadata":        {func(f *file) { f.meta = nil }, "architecture"},
+	"repeated key":       {func(f *file) { f.meta = append(f.meta, f.meta[0]) }, "repeated"},
+	"repeated tensor":    {func(f *file) { f.tensors = append(f.tensors, f.tensors[0]) }, "repeated"},
+	"huge array":         {func(f *file) { f.set("x", 9, uint32(4), uint64(1)<<62) }, "truncated"},
+	"huge string array":  {func(f *file) { f.set("x", 9, uint32(8), uint64(1)<<20) }, "truncated"},
+	"huge string":        {func(f *file) { f.set("x", 8, uint64(math.MaxUint64)) }, "truncated"},
+	"nested array":       {func(f *file) { f.set("x", 9, uint32(9), uint64(1), uint32(4), uint64(0)) }, "array of unsupported type"},
+	"unknown kind":       {func(f *file) { f.set("x", 99) }, "unsupported type 99"},
+	"bad bool":           {func(f *file) { f.set("x", 7, uint8(2)) }, "bool"},
+	"bad alignment":      {func(f *file) { f.set("general.alignment", 4, uint32(48)) }, "alignment"},
+	"zero alignment":     {func(f *file) { f.set("general.alignment", 4, uint32(0)) }, "alignment"},
+	"overflowing tensor": {first("token_embd", func(t *tensor) { t.dims = []uint64{1 << 33, 1 << 33} }), "larger than the file"},
+	"product overflow":   {first("token_embd", func(t *tensor) { t.dims = []uint64{5000, 5000, 5000, 5000} }), "larger than the file"},
+	"zero dimension":     {first("token_embd", func(t *tensor) { t.dims[1] = 0 }), "larger than the file"},
+	"many dimensions":    {first("token_embd", func(t *tensor) { t.dims = make([]uint64, 9) }), "dimensions"},
+	"tensor kind":        {first("token_embd", func(t *tensor) { t.kind = 12 }), "unsupported type 12"},
+	"half a block":       {first("token_embd", func(t *tensor) { t.dims[0] = 16 }), "shape"},
+	"outside":            {first("token_embd", func(t *tensor) { t.off = 1 << 20 }), "outside the file"},
+	"offset overflow":    {first("token_embd", func(t *tensor) { t.off = math.MaxUint64 - 31 }), "outside the file"},
+	"unaligned":          {first("token_embd", func(t *tensor) { t.off = 1 }), "outside the file"},
+	"wrong shape":        {first("blk.0.ffn_up", func(t *tensor) { t.dims = []uint64{32, 31} }), "shape"},
+	"missing tensor":     {first("blk.0.ffn_up", func(t *tensor) { t.name = "x" }), "no tensor"},
+	"trailing bytes":     {func(f *file) { f.trailer = make([]byte, 33) }, "follow"},
+	"architecture":       {func(f *file) { f.set("general.architecture", 8, "gpt2") }, "architecture"},
+	"huge context":       {func(f *file) { f.set("llama.context_length", 4, uint32(1<<31)) }, "context_length"},
+	"huge layers":        {func(f *file) { f.set("llama.block_count", 4, uint32(1<<31)) }, "block_count"},
+	"wrong kind":         {func(f *file) { f.set("llama.block_count", 8, "1") }, "block_count"},
+	"heads":              {func(f *file) { f.set("llama.attention.head_count", 4, uint32(5)) }, "not supported"},
+	"epsilon":            {func(f *file) { f.set("llama.attention.layer_norm_rms_epsilon", 6, float32(math.NaN())) }, "epsilon"},
+	"grouped heads":      {func(f *file) { f.set("llama.attention.head_count_kv", 4, uint32(2)) }, "not supported"},
+	"fewer scores":       {func(f *file) { f.set("tokenizer.ggml.scores", 9, uint32(6), uint64(1), float32(0)) }, "scores"},
+	"bos":                {func(f *file) { f.set("tokenizer.ggml.bos_token_id", 4, uint32(1<<30)) }, "begin or end"},
+	"tokenizer":          {func(f *file) { f.set("tokenizer.ggml.model", 8, "gpt2") }, "llama kind"},
+	"no vocabulary":      {func(f *file) { f.set("tokenizer.ggml.tokens", 4, uint32(0)) }, "vocabulary has 0 tokens"},
+}
+
+func TestMalformed(t *testing.T) {
+	for name, c := range malformed {
 		f := tiny()
 		c.change(f)
 		if _, err := pocket.Load(f.bytes()); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -213,6 +228,11 @@ func TestMalformed(t *testing.T) {
 
 func FuzzGGUF(f *testing.F) {
 	f.Add(tiny().bytes())
+	for _, c := range malformed {
+		g := tiny()
+		c.change(g)
+		f.Add(g.bytes())
+	}
 	f.Add([]byte("GGUF"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := pocket.Load(b)

@@ -19,7 +19,8 @@ const maxBody = 1 << 20
 
 // ServeHTTP answers the models, chat/completions and completions endpoints under
 // /v1, and everything else with an OpenAI error object. A stream that has begun
-// and cannot be finished is aborted, so that it never looks whole.
+// and cannot be finished panics with http.ErrAbortHandler, so that it never
+// looks whole.
 func (p *Pocket) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
 	switch {
@@ -287,7 +288,7 @@ func stream(ctx context.Context, w http.ResponseWriter, s *session, t task, a an
 	switch {
 	case err != nil && !begun:
 		cancelled(w)
-	case err != nil && ctx.Value(http.ServerContextKey) != nil:
+	case err != nil:
 		panic(http.ErrAbortHandler) // an end without error would tell the client this was all
 	}
 }
