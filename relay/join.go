@@ -158,7 +158,10 @@ func (n *node) follow() telemetry.Reason {
 	defer wait.Stop()
 	for {
 		expiry := time.AfterFunc(time.Until(n.entry.descriptor.NotAfter)+expiryGrace, n.cancel)
-		<-wait.C
+		select {
+		case <-wait.C:
+		case <-n.conn.Done(): // then reading fails at once
+		}
 		s, err := n.read()
 		expired := !expiry.Stop()
 		wait.Reset(lineInterval)
