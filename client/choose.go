@@ -12,9 +12,10 @@ import (
 
 const (
 	// avoidNode is how long a node that failed is chosen only if no other is left,
-	// and avoidRelay the same for a relay.
+	// and avoidRelay the same for a relay: until the fetch that the failure began
+	// has told whether it is gone.
 	avoidNode  = 5 * time.Second
-	avoidRelay = 5 * time.Second
+	avoidRelay = dialTime + 5*time.Second
 	// maxAffinity is how many conversations are remembered, at most twice over.
 	maxAffinity = 2048
 )
@@ -218,7 +219,7 @@ func (m *member) offers(model string) bool {
 }
 
 // way returns a way to the node that this trial has not used yet, and whether it
-// is a good one: it did not fail lately.
+// is a good one: its relay answers, and it did not fail lately.
 func (m *member) way(tr *trial, now time.Time) (way *route, good bool) {
 	if !now.Before(m.node.notAfter) {
 		return nil, false
@@ -228,7 +229,7 @@ func (m *member) way(tr *trial, now time.Time) (way *route, good bool) {
 		if tr.has(r) || !r.relay.usable(now) {
 			continue
 		}
-		ok := now.After(r.relay.avoid) && now.After(m.state.avoid[r.relay])
+		ok := r.relay.err == nil && now.After(r.relay.avoid) && now.After(m.state.avoid[r.relay])
 		if ok && !good {
 			way, good, n = nil, true, 0
 		}

@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"token.place/identity"
 	"token.place/openai"
@@ -31,6 +32,9 @@ import (
 // maxBody bounds a request's body, in bytes. It is held in memory, so that the
 // request can be sealed again to another node.
 const maxBody = 32 << 20
+
+// maxHeader bounds what of a request's header is sealed, in bytes.
+const maxHeader = 8 << 10
 
 // Config says which network a Transport uses.
 type Config struct {
@@ -208,7 +212,7 @@ func readBody(req *http.Request) ([]byte, error) {
 
 // sealedHeaders are the fields of an app's request that go to the node. What is
 // not needed to answer could tell one app, or one person, from another.
-var sealedHeaders = []string{"Content-Type", "Accept", "OpenAI-Beta", "Anthropic-Version", "Anthropic-Beta"}
+var sealedHeaders = []string{"Content-Type", "Accept", "Openai-Beta", "Anthropic-Version", "Anthropic-Beta"}
 
 // prepare looks at a request, and makes the one that is sealed.
 func (t *Transport) prepare(req *http.Request, body []byte) (*call, error) {
@@ -220,10 +224,13 @@ func (t *Transport) prepare(req *http.Request, body []byte) (*call, error) {
 	if req.Method == http.MethodGet {
 		return c, nil
 	}
+	size := 0
 	for _, name := range sealedHeaders {
-		name = http.CanonicalHeaderKey(name)
-		if v := req.Header[name]; len(v) > 0 {
-			c.header[name] = v
+		for _, v := range req.Header[name] {
+			if size += len(v); size > maxHeader || strings.ContainsFunc(v, unicode.IsControl) {
+				return nil, failf(http.StatusBadRequest, "invalid_header", "the header field %s is malformed, or too large with the others: %d bytes are allowed", name, maxHeader)
+			}
+			c.header[name] = append(c.header[name], v)
 		}
 	}
 	peeked, err := openai.Peek(req.Header.Get("Content-Type"), body)

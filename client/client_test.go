@@ -189,6 +189,13 @@ func TestBadRequests(t *testing.T) {
 		if e := refused(t, tr, strings.Repeat(" ", client.MaxBody+1)); e.Status != 413 || !strings.Contains(e.Message, "32 MiB") {
 			t.Errorf("too large: %d %s", e.Status, e.Message)
 		}
+		for _, value := range []string{strings.Repeat("x", 10_000), "a\r\nb"} {
+			req, _ := http.NewRequestWithContext(t.Context(), "POST", "https://x/v1/embeddings", strings.NewReader(chat))
+			req.Header["Anthropic-Beta"] = []string{value}
+			if _, err := tr.RoundTrip(req); err == nil || !strings.Contains(err.Error(), "Anthropic-Beta is malformed") {
+				t.Errorf("a bad header field: %v", err)
+			}
+		}
 		if _, exchanges := r.counts(); exchanges != 0 {
 			t.Errorf("%d bad requests left", exchanges)
 		}

@@ -89,12 +89,12 @@ func newRelay(r identity.Relay, dial func(context.Context, string, string) (net.
 		TLSHandshakeTimeout:    dialTime,
 		Protocols:              protocols,
 		DisableCompression:     true,
-		IdleConnTimeout:        5 * time.Minute,
+		IdleConnTimeout:        90 * time.Second,
 		MaxIdleConnsPerHost:    64,
 		MaxResponseHeaderBytes: 64 << 10,
 		// Not strict about streams: a relay that allows no more of them on one
 		// connection gets another connection.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second, WriteByteTimeout: 15 * time.Second},
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second, WriteByteTimeout: 15 * time.Second},
 	}
 	if dial == nil {
 		h.Proxy = http.ProxyFromEnvironment
@@ -165,7 +165,7 @@ func (t *Transport) fetch(r *relay, begun uint64) {
 	defer t.mu.Unlock()
 	r.fetching, r.begun, r.done, r.err = false, begun, time.Now(), err
 	if err == nil {
-		r.fetched, r.avoid = r.done, time.Time{}
+		r.fetched = r.done
 		r.offers, r.refused, r.verdicts = d.offers, d.refused, d.verdicts
 		t.merge()
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdnet "net"
 	"net/http"
 	"strings"
 	"sync"
@@ -322,6 +323,50 @@ func TestARelayThatVanishes(t *testing.T) {
 			dial.free()
 		})
 	}
+}
+
+// A relay that went silent costs one delay, not one for each request.
+func TestASilentRelayIsLeftAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, says("ok"), "m")
+		a, b := net.relay("a.test", n), net.relay("b.test", n)
+		dial := &stallingDialer{dial: net.net.Dial}
+		tr, err := client.New(client.Config{Relays: []identity.Relay{a.relay, b.relay}, Trust: pins(n), Dial: func(ctx context.Context, network, addr string) (stdnet.Conn, error) {
+			if addr == "a.test:443" {
+				return dial.Dial(ctx, network, addr)
+			}
+			return net.net.Dial(ctx, network, addr)
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.Close()
+		for range 10 {
+			ask(t, tr, chat)
+		}
+		if _, exchanges := a.counts(); exchanges == 0 {
+			t.Error("the first relay got nothing")
+		}
+		dial.stall()
+		slow := 0
+		for range 60 {
+			start := time.Now()
+			if status, _ := ask(t, tr, chat); status != 200 {
+				t.Fatalf("status %d", status)
+			}
+			if d := time.Since(start); d > 16*time.Second {
+				t.Errorf("a request took %v", d)
+			} else if d > time.Second {
+				slow++
+			}
+			time.Sleep(7 * time.Second)
+		}
+		if slow > 1 {
+			t.Errorf("%d requests were slow", slow)
+		}
+		dial.free()
+	})
 }
 
 func TestNothingIsRetriedAfterTheFirstByte(t *testing.T) {

@@ -126,6 +126,7 @@ func (n *network) serve(r *stubRelay, cred *identity.Credential) {
 		n.t.Fatal(err)
 	}
 	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) { n.t.Errorf("the relay got %s %s", req.Method, req.URL) })
 	mux.HandleFunc("GET /v1/nodes", r.serveNodes)
 	mux.HandleFunc("POST /v1/exchange/{node}", r.serveExchange)
 	r.srv = &http.Server{Handler: mux, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, ErrorLog: log.New(io.Discard, "", 0)}
@@ -174,6 +175,9 @@ func writeNodes(w http.ResponseWriter, entries ...any) {
 
 func (r *stubRelay) serveExchange(w http.ResponseWriter, req *http.Request) {
 	id := identity.ID(req.PathValue("node"))
+	if req.ProtoMajor != 2 {
+		panic("an exchange came over " + req.Proto)
+	}
 	r.mu.Lock()
 	r.exchanges = append(r.exchanges, id)
 	r.headers = append(r.headers, req.Header.Clone())

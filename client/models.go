@@ -113,7 +113,7 @@ func (t *Transport) down() bool {
 
 // list returns the models that can be asked for. t.mu is held.
 func (t *Transport) list(now time.Time) []Model {
-	var models []Model
+	offered := map[string]Model{}
 	for id, members := range t.models {
 		model := Model{ID: id}
 		for _, m := range members {
@@ -126,13 +126,19 @@ func (t *Transport) list(now time.Time) []Model {
 				model.ContextLength = n
 			}
 		}
-		if _, hidden := t.aliases[id]; model.Nodes > 0 && !hidden {
+		if model.Nodes > 0 {
+			offered[id] = model
+		}
+	}
+	var models []Model
+	for id, model := range offered {
+		if _, hidden := t.aliases[id]; !hidden {
 			models = append(models, model)
 		}
-		for alias, target := range t.aliases {
-			if model.Nodes > 0 && target == id {
-				models = append(models, Model{alias, id, model.ContextLength, model.Nodes})
-			}
+	}
+	for alias, target := range t.aliases {
+		if m, ok := offered[target]; ok {
+			models = append(models, Model{alias, target, m.ContextLength, m.Nodes})
 		}
 	}
 	slices.SortFunc(models, func(a, b Model) int { return strings.Compare(a.ID, b.ID) })
@@ -141,11 +147,11 @@ func (t *Transport) list(now time.Time) []Model {
 
 // missing says why there is no node for a request. t.mu is held.
 func (t *Transport) missing(c *call, now time.Time) error {
-	if t.down() {
-		return t.relaysDown()
-	}
 	models := t.list(now)
-	if len(models) == 0 {
+	switch {
+	case t.down(), len(models) == 0 && !t.answering():
+		return t.relaysDown()
+	case len(models) == 0:
 		return failf(http.StatusServiceUnavailable, "no_node", "%s", t.noNode())
 	}
 	return unknownModel(c, models)
@@ -253,7 +259,10 @@ func (t *Transport) serveModels(c *call) (*http.Response, error) {
 		for _, m := range models {
 			data = append(data, m.wire())
 		}
-		return jsonResponse(c.req, map[string]any{"object": "list", "data": data})
+		return jsonResponse(c.req, struct {
+			Object string      `json:"object"`
+			Data   []wireModel `json:"data"`
+		}{"list", data})
 	}
 	id, err := url.PathUnescape(escaped)
 	i := slices.IndexFunc(models, func(m Model) bool { return m.ID == id })

@@ -178,8 +178,8 @@ func TestServerModels(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		l, _ := serve(t, says("ok"), client.ServerConfig{})
 		_, body := l.get("GET", "/v1/models", "")
-		want := `{"data":[{"id":"gpt-5-chat-latest","object":"model","created":0,"owned_by":"token.place","context_length":4096,"alias_of":"m"},` +
-			`{"id":"m","object":"model","created":0,"owned_by":"token.place","context_length":4096}],"object":"list"}`
+		want := `{"object":"list","data":[{"id":"gpt-5-chat-latest","object":"model","created":0,"owned_by":"token.place","context_length":4096,"alias_of":"m"},` +
+			`{"id":"m","object":"model","created":0,"owned_by":"token.place","context_length":4096}]}`
 		if body != want {
 			t.Errorf("got %s", body)
 		}

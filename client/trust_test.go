@@ -223,7 +223,7 @@ func TestStaleDirectory(t *testing.T) {
 			}
 		}
 		time.Sleep(11 * time.Minute)
-		if e := refused(t, tr, chat); e.Status != 503 || e.Code != "no_node" {
+		if e := refused(t, tr, chat); e.Status != 502 || e.Code != "relay_error" {
 			t.Errorf("%d %s %s", e.Status, e.Code, e.Message)
 		}
 		r.with(func() { r.directory = nil; n.rekey(t, says("ok")) })
