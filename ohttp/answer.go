@@ -3,6 +3,7 @@ package ohttp
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -90,26 +91,21 @@ func (a *answer) WriteHeader(status int) {
 
 // encodeHead writes the binary message up to its content into pending.
 func (a *answer) encodeHead(skip []string) {
-	coding := ""
-	if a.coded {
-		// Content-Length would have to be that of the coded content, which is not
-		// known; that the content is whole shows the final chunk.
-		skip = append(skip, "Content-Length", "Content-Encoding")
-		coding = strings.Join(append(a.header["Content-Encoding"], paddedCoding), ", ")
-	}
-	trailers := http.TrailerPrefix
 	h := make(http.Header, len(a.header)+1)
 	for k, v := range a.header {
-		if !strings.HasPrefix(k, trailers) {
+		if !strings.HasPrefix(k, http.TrailerPrefix) {
 			h[k] = v
 		}
 	}
-	fields, err := headerFields(h, true, skip...)
-	if coding != "" {
-		fields = append(fields, field{"content-encoding", coding})
+	if a.coded {
+		// Content-Length would have to be that of the coded content, which is not
+		// known; that the content is whole shows the final chunk.
+		delete(h, "Content-Length")
+		h["Content-Encoding"] = slices.Concat(h["Content-Encoding"], []string{paddedCoding})
 	}
+	fields, err := headerFields(h, true, skip...)
 	if err != nil || sectionCost(fields) > maxFields {
-		a.err = errAnswer
+		a.fail(errAnswer)
 		return
 	}
 	a.pending = appendHead(a.pending, streamedAnswer, control{status: a.status}, fields)
@@ -156,13 +152,14 @@ const chunkOverhead = 2 + frameHeader
 
 // room returns how much data still fits the next chunk.
 func (a *answer) room() int {
-	a.splitHead()
+	a.splitHead(chunkOverhead + 1)
 	return a.size - chunkOverhead - len(a.pending) - len(a.data)
 }
 
-// splitHead seals the start of a head that leaves no room for data in its chunk.
-func (a *answer) splitHead() {
-	for len(a.pending) >= a.size-chunkOverhead && a.err == nil {
+// splitHead seals the start of a head that does not leave so much room in its chunk,
+// at most half of one.
+func (a *answer) splitHead(room int) {
+	for len(a.pending)+room > a.size && a.err == nil {
 		n := a.size / 2 / a.unit * a.unit
 		a.plain = append(a.plain, a.pending[:n]...)
 		a.pending = a.pending[n:]
@@ -178,7 +175,10 @@ func (a *answer) FlushError() error {
 	if a.status == 0 {
 		a.WriteHeader(http.StatusOK)
 	}
-	if a.splitHead(); len(a.pending)+len(a.data) > 0 {
+	if !a.bodyOK {
+		return a.err // there is no content to pad a chunk with before the final one
+	}
+	if a.splitHead(chunkOverhead); len(a.pending)+len(a.data) > 0 {
 		a.emit()
 	}
 	if a.err == nil && a.format == chunked {
@@ -287,11 +287,12 @@ func (a *answer) finish() error {
 	}
 	tail := []byte{0} // ends the content
 	tail = appendSection(tail, streamedAnswer, a.trailers())
-	if a.splitHead(); len(a.pending)+chunkOverhead+len(a.data)+len(tail) > a.size {
-		a.emit()
-	}
-	if len(tail) > a.size {
+	if len(tail)+chunkOverhead > a.size/2 {
 		a.fail(errAnswer)
+	}
+	a.splitHead(chunkOverhead + len(tail))
+	if len(a.pending)+chunkOverhead+len(a.data)+len(tail) > a.size {
+		a.emit()
 	}
 	if a.err != nil {
 		return a.err

@@ -15,8 +15,6 @@ import (
 
 func FuzzParseKeyConfigs(f *testing.F) {
 	f.Add([]byte{0, 6, 1, 0x12, 0x34, 9, 9, 9})
-	keys := newKeys(f, ohttp.KeysConfig{})
-	f.Add(keys.Public())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		configs, err := ohttp.ParseKeyConfigs(b)
 		if err != nil || len(configs) == 0 {

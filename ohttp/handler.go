@@ -38,7 +38,7 @@ type Handler struct {
 	// DefaultPadding.
 	Padding Padding
 	// MaxRequest is the most octets of a sealed request. Default 65 MiB. Requests
-	// in the format that has to be held in memory end at 16 MiB in any case.
+	// in the format that has to be held in memory end at 8 MiB in any case.
 	MaxRequest int64
 	// BodyTimeout bounds how long a sealed request may take to arrive, where the
 	// server supports read deadlines. Default 5 minutes.
@@ -86,9 +86,6 @@ func (p *problem) write(w http.ResponseWriter) {
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
-	// An answer may begin before the request has ended. On HTTP/1.1 this has to be
-	// asked for; elsewhere it is not supported because it is always so.
-	_ = rc.EnableFullDuplex()
 	timeout := h.BodyTimeout
 	if timeout <= 0 {
 		timeout = 5 * time.Minute
@@ -104,6 +101,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.write(w)
 		return
 	}
+	// An answer may begin before the request has ended. On HTTP/1.1 this has to be
+	// asked for; elsewhere it is not supported because it is always so. A problem,
+	// above, is better sent without: the client might be busy sending.
+	_ = rc.EnableFullDuplex()
 	a, err := newAnswer(w, o, h.Padding)
 	if err != nil {
 		probInternal.write(w)
@@ -239,10 +240,9 @@ func (h *Handler) next(a *answer, req *http.Request) (ok bool) {
 // is good only for finding out how to answer.
 func innerRequest(ctx context.Context, src source) (*http.Request, *problem) {
 	m, err := readMessage(src, true)
-	if err != nil {
-		if errors.Is(err, errMalformed) {
-			return nil, probMalformed
-		}
+	if errors.Is(err, errOpen) {
+		return nil, probMalformed // it is not the key that is wrong
+	} else if err != nil {
 		return nil, openProblem(err)
 	}
 	u, ok := m.target()

@@ -50,7 +50,7 @@ const tagSize = 16
 
 // maxWhole bounds the plaintext of a message in the whole (not chunked) format,
 // which has to be held in memory to be opened or sealed.
-const maxWhole = 16 << 20
+const maxWhole = 8 << 20
 
 // ErrKey means that the node answered with RFC 9458's ohttp-key problem: it does
 // not (or no longer) open what is sealed to this key. Fetch its key

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -158,6 +159,44 @@ func TestAnswerFrames(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// Where a head ends in its chunk must not show, not even without content to pad with.
+func TestHeadSizes(t *testing.T) {
+	n := startNode(t, true, func(w http.ResponseWriter, r *http.Request) {
+		size, _ := strconv.Atoi(r.Header.Get("X-Size"))
+		w.Header().Set("X-Head", strings.Repeat("h", size))
+		if r.URL.Path == "/204" {
+			w.WriteHeader(204)
+		}
+		w.(http.Flusher).Flush()
+		io.WriteString(w, "x")
+		w.Header().Set(http.TrailerPrefix+"X-Tail", strings.Repeat("t", 500))
+	})
+	wire := &tap{base: n.base}
+	tr := n.transport(t)
+	tr.Base = wire
+	for _, method := range []string{"GET", "HEAD"} {
+		for _, path := range []string{"/200", "/204"} {
+			for size := 15_800; size < 16_400; size += 7 {
+				req := newRequest(t, method, nil)
+				req.URL.Path = path
+				req.Header.Set("X-Size", strconv.Itoa(size))
+				resp, body := roundTrip(t, tr, req)
+				if len(resp.Header.Get("X-Head")) != size || len(resp.Trailer.Get("X-Tail")) != 500 {
+					t.Errorf("%s %s %d: header %d", method, path, size, len(resp.Header.Get("X-Head")))
+				}
+				if (body == "x") != (method == "GET" && path == "/200") {
+					t.Errorf("%s %s %d: body %q", method, path, size, body)
+				}
+				for _, n := range chunkSizes(t, wire.response.Bytes(), 32) {
+					if n%512 != 0 {
+						t.Fatalf("%s %s %d: chunk of %d", method, path, size, n)
+					}
+				}
+			}
 		}
 	}
 }

@@ -226,7 +226,8 @@ func (s *sealedReader) last(limit int, final bool) ([]byte, error) {
 			return nil, errOversized
 		}
 		if n == cap(s.buf) {
-			s.grow(min(4*n+1024, limit+tagSize+1))
+			// Small steps at first: most messages are small. Never far past what came.
+			s.grow(min(n+max(min(3*n, n/2+maxChunk), 1024), limit+tagSize+1))
 		}
 		m, err := s.r.Read(s.buf[n:cap(s.buf)])
 		if n += m; err == io.EOF {

@@ -44,7 +44,7 @@ type Transport struct {
 	// Padding chooses the sizes of requests. The zero value means DefaultPadding.
 	Padding Padding
 	// Whole selects the format of plain RFC 9458, for gateways that know no other:
-	// neither request nor answer streams, and they end at 16 MiB.
+	// neither request nor answer streams, and they end at 8 MiB.
 	Whole bool
 }
 
