@@ -90,15 +90,16 @@ var tlsConfigs = sync.OnceValues(func() (server, client *tls.Config) {
 	return server, client
 })
 
-// counted counts the writes and reads below the tunnel.
+// counted counts the writes below the tunnel.
 type counted struct {
 	net.Conn
-	writes, bytes *atomic.Int64
+	writes *atomic.Int64
 }
+
+func newCounted(c net.Conn) counted { return counted{c, new(atomic.Int64)} }
 
 func (c counted) Write(p []byte) (int, error) {
 	c.writes.Add(1)
-	c.bytes.Add(int64(len(p)))
 	return c.Conn.Write(p)
 }
 
@@ -129,6 +130,7 @@ func answer(n int) http.HandlerFunc {
 	b := bytes.Repeat([]byte("x"), n)
 	return func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "message/ohttp-chunked-res")
 		w.Write(b)
 	}
 }
@@ -137,14 +139,14 @@ func answer(n int) http.HandlerFunc {
 func BenchmarkExchange(b *testing.B) {
 	for _, network := range networks {
 		b.Run(network.name, func(b *testing.B) {
-			var relayWrites, nodeWrites, n atomic.Int64
-			relay, node := network.pair(b)
-			l := dialOn(b, counted{relay, &relayWrites, &n}, counted{node, &nodeWrites, &n}, answer(2<<10), tunnel.ServeConfig{Capacity: 64}, tunnel.Config{})
+			r, n := network.pair(b)
+			relay, node := newCounted(r), newCounted(n)
+			l := dialOn(b, relay, node, answer(2<<10), tunnel.ServeConfig{Capacity: 64}, tunnel.Config{})
 			up := bytes.Repeat([]byte("x"), 4<<10)
 			b.ReportAllocs()
 			b.SetParallelism((64 + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0))
-			relayWrites.Store(0)
-			nodeWrites.Store(0)
+			relay.writes.Store(0)
+			node.writes.Store(0)
 			b.ResetTimer()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
@@ -152,8 +154,8 @@ func BenchmarkExchange(b *testing.B) {
 				}
 			})
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "req/s")
-			b.ReportMetric(float64(relayWrites.Load())/float64(b.N), "relay-writes/op")
-			b.ReportMetric(float64(nodeWrites.Load())/float64(b.N), "node-writes/op")
+			b.ReportMetric(float64(relay.writes.Load())/float64(b.N), "relay-writes/op")
+			b.ReportMetric(float64(node.writes.Load())/float64(b.N), "node-writes/op")
 		})
 	}
 }
@@ -162,17 +164,17 @@ func BenchmarkExchange(b *testing.B) {
 func BenchmarkLatency(b *testing.B) {
 	for _, network := range networks {
 		b.Run(network.name, func(b *testing.B) {
-			var relayWrites, nodeWrites, n atomic.Int64
-			relay, node := network.pair(b)
-			l := dialOn(b, counted{relay, &relayWrites, &n}, counted{node, &nodeWrites, &n}, answer(2<<10), tunnel.ServeConfig{Capacity: 64}, tunnel.Config{})
+			r, n := network.pair(b)
+			relay, node := newCounted(r), newCounted(n)
+			l := dialOn(b, relay, node, answer(2<<10), tunnel.ServeConfig{Capacity: 64}, tunnel.Config{})
 			up := bytes.Repeat([]byte("x"), 4<<10)
 			b.ReportAllocs()
 			b.ResetTimer()
 			for b.Loop() {
 				exchange(b, l, up)
 			}
-			b.ReportMetric(float64(relayWrites.Load())/float64(b.N), "relay-writes/op")
-			b.ReportMetric(float64(nodeWrites.Load())/float64(b.N), "node-writes/op")
+			b.ReportMetric(float64(relay.writes.Load())/float64(b.N), "relay-writes/op")
+			b.ReportMetric(float64(node.writes.Load())/float64(b.N), "node-writes/op")
 		})
 	}
 }

@@ -3,14 +3,15 @@ package tunnel
 import (
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 )
 
-// maxPending is how many bytes may wait behind the write in progress: a frame,
-// and about one TLS record (RFC 8446 §5.1). More would only queue in front of
-// small answers on a slow uplink.
-const maxPending = frameSize + 512
+// maxQueued is how many bytes a conn accepts before they have left: a frame and
+// about one TLS record (RFC 8446 §5.1). More would only queue in front of small
+// answers on a slow uplink.
+const maxQueued = frameSize + 512
 
 // closeGrace is how long Close waits for bytes already accepted to leave.
 const closeGrace = 250 * time.Millisecond
@@ -27,12 +28,14 @@ const closeGrace = 250 * time.Millisecond
 // addresses: to HTTP/2 a connection is open or at its end.
 type conn struct {
 	net.Conn
+	yields   bool          // see flush
 	done     chan struct{} // closed by the first Close
 	settings chan struct{} // closed by the second Write, see Open
 
 	mu      sync.Mutex // guards the fields below
-	changed sync.Cond  // pending or flushing changed
+	changed sync.Cond  // queued, writing or err changed
 	pending *[]byte    // accepted, to be written; nil when there is none
+	queued  int        // bytes pending and being written
 	writing bool       // a goroutine runs flush
 	err     error      // what Write returns from now on
 	writes  int
@@ -44,13 +47,13 @@ func newConn(nc net.Conn) *conn {
 	return c
 }
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, 0, maxPending); return &b }}
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, maxQueued); return &b }}
 
 // Write accepts p; it waits only while there is no room for it.
 func (c *conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.err == nil && c.pending != nil && len(*c.pending)+len(p) > maxPending {
+	for c.err == nil && c.queued > 0 && c.queued+len(p) > maxQueued {
 		c.changed.Wait()
 	}
 	if c.err != nil {
@@ -63,6 +66,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		c.pending = buffers.Get().(*[]byte)
 	}
 	*c.pending = append(*c.pending, p...)
+	c.queued += len(p)
 	if !c.writing {
 		c.writing = true
 		go c.flush() // Close waits for it
@@ -70,26 +74,29 @@ func (c *conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// flush writes until nothing is pending.
+// flush writes until nothing is pending. At the node it first lets others run
+// that can: net/http's server has a handler wait until HEADERS are on their
+// way before it takes the DATA. A busy relay would pay for that with its p99.
 func (c *conn) flush() {
+	if c.yields {
+		runtime.Gosched()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var err error
 	for c.pending != nil && err == nil {
 		b := c.pending
 		c.pending = nil
-		c.changed.Broadcast()
 		c.mu.Unlock()
 		_, err = c.Conn.Write(*b)
+		c.mu.Lock()
+		c.queued -= len(*b)
+		c.changed.Broadcast()
 		*b = (*b)[:0]
 		buffers.Put(b)
-		c.mu.Lock()
 	}
 	if err != nil {
-		if c.err == nil {
-			c.err = io.ErrClosedPipe
-		}
-		c.pending = nil
+		c.err, c.pending = io.ErrClosedPipe, nil
 		c.abort() // the reader finds out and ends the connection
 	}
 	c.writing = false
@@ -112,9 +119,7 @@ func (c *conn) Close() error {
 	hurry := time.AfterFunc(closeGrace, c.abort)
 	defer hurry.Stop()
 	c.mu.Lock()
-	if c.err != io.ErrClosedPipe {
-		c.err = io.ErrClosedPipe
-	}
+	c.err = io.ErrClosedPipe
 	select {
 	case <-c.done:
 	default:

@@ -3,6 +3,7 @@ package tunnel_test
 import (
 	"net"
 	"sync"
+	"testing"
 	"time"
 
 	"token.place/internal/memnet"
@@ -30,14 +31,20 @@ type packet struct {
 
 // distance returns the relay's and the node's end of a link with this round
 // trip; the node's uplink has the rate, and room for little that is unsent.
-func distance(roundTrip time.Duration, rate int) (relay, node *wire) {
+func distance(t testing.TB, roundTrip time.Duration, rate int) (relay, node *wire) {
 	a, b := memnet.Pipe()
 	relay = &wire{Conn: a, delay: roundTrip / 2}
 	node = &wire{Conn: b, delay: roundTrip / 2, rate: rate, room: 16 << 10}
+	var wg sync.WaitGroup
 	for _, w := range []*wire{relay, node} {
 		w.moved.L = &w.mu
-		go w.deliver()
+		wg.Go(w.deliver)
 	}
+	t.Cleanup(func() {
+		relay.Close()
+		node.Close()
+		wg.Wait()
+	})
 	return relay, node
 }
 
@@ -65,14 +72,16 @@ func (w *wire) Write(p []byte) (int, error) {
 // deliver sends what is queued at the rate and hands it over after the delay.
 func (w *wire) deliver() {
 	arrivals := make(chan packet, 1<<16)
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	defer close(arrivals)
-	go func() {
+	wg.Go(func() {
 		for p := range arrivals {
 			time.Sleep(time.Until(p.at))
 			w.Conn.Write(p.data)
 		}
 		w.Conn.Close()
-	}()
+	})
 	for {
 		w.mu.Lock()
 		for len(w.queue) == 0 && !w.closed {

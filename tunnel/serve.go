@@ -72,7 +72,9 @@ func Serve(ctx context.Context, nc net.Conn, h http.Handler, cfg ServeConfig) er
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ConnState:         s.connState,
 	}
-	return s.run(ctx, newConn(nc), cfg)
+	c := newConn(nc)
+	c.yields = true
+	return s.run(ctx, c, cfg)
 }
 
 // server is one call of Serve.

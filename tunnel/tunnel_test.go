@@ -227,6 +227,7 @@ func TestNodeDies(t *testing.T) {
 			_, err := l.RoundTrip(post(blocked(t.Context())))
 			waiting <- err
 		}()
+		synctest.Wait()
 		l.node.Close()
 		if b, err := io.ReadAll(res.Body); string(b) != "a" || !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("the client got %q, %v", b, err)

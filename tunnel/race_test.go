@@ -1,0 +1,6 @@
+//go:build race
+
+package tunnel_test
+
+// raceEnabled scales down what the race detector makes many times dearer.
+const raceEnabled = true
