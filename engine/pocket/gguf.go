@@ -177,41 +177,49 @@ func parseGGUF(b []byte) (*gguf, error) {
 	return g, nil
 }
 
+// A place is where a tensor's bytes are, from the beginning of all of them.
+type place struct{ off, size uint64 }
+
+// tensor reads what precedes the data of one.
+func (c *cursor) tensor() (name string, t tensor, p place) {
+	name = c.str()
+	dims, count := c.u32(), uint64(1)
+	if dims < 1 || dims > 4 {
+		c.fail("a tensor has %d dimensions", dims)
+		return
+	}
+	for range dims {
+		// The file bounds each dimension and each product: nothing overflows.
+		d := c.u64()
+		if d == 0 || d > uint64(len(c.b)) || count > uint64(len(c.b)) {
+			c.fail("a tensor is larger than the file")
+			return
+		}
+		count *= d
+		t.dims = append(t.dims, int(d))
+	}
+	t.typ, p.off = c.u32(), c.u64()
+	switch {
+	case count > 1<<40:
+		c.fail("a tensor is larger than the file")
+	case t.typ == typeF32:
+		p.size = 4 * count
+	case t.typ == typeF16:
+		p.size = 2 * count
+	case t.typ == typeQ8 && t.dims[0]%32 == 0:
+		p.size = count / 32 * 34
+	default:
+		c.fail("a tensor has unsupported type %d or shape", t.typ)
+	}
+	return
+}
+
 func (g *gguf) readTensors(c *cursor, n int) error {
-	type place struct{ off, size uint64 }
 	places := map[string]place{}
 	for range n {
-		name, dims := c.str(), c.u32()
+		name, t, p := c.tensor()
 		if _, dup := g.tensors[name]; dup || name == "" || len(name) > maxName {
 			c.fail("a tensor name is empty, too long or repeated")
-		}
-		if dims < 1 || dims > 4 {
-			c.fail("a tensor has %d dimensions", dims)
-		}
-		t, count := tensor{}, uint64(1)
-		for range min(dims, 4) {
-			d := c.u64()
-			// The file bounds every dimension and so every product: no overflow.
-			if d == 0 || d > uint64(len(c.b)) || count > uint64(len(c.b)) {
-				c.fail("a tensor is larger than the file")
-				break
-			}
-			count *= d
-			t.dims = append(t.dims, int(d))
-		}
-		t.typ = c.u32()
-		p := place{off: c.u64()}
-		switch {
-		case c.err != nil || count > 1<<40:
-			c.fail("a tensor is larger than the file")
-		case t.typ == typeF32:
-			p.size = 4 * count
-		case t.typ == typeF16:
-			p.size = 2 * count
-		case t.typ == typeQ8 && t.dims[0]%32 == 0:
-			p.size = count / 32 * 34
-		default:
-			c.fail("a tensor has unsupported type %d or shape", t.typ)
 		}
 		if c.err != nil {
 			return c.err

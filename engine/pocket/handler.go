@@ -220,75 +220,82 @@ func whole(ctx context.Context, w http.ResponseWriter, s *session, t task, a ans
 
 // stream answers t with an event for each token.
 func stream(ctx context.Context, w http.ResponseWriter, s *session, t task, a answer) {
-	begun := false
-	control := http.NewResponseController(w)
-	send := func(data []byte) error {
-		if !begun {
-			begun = true
-			w.Header().Set("Content-Type", "text/event-stream")
-			w.Header().Set("Cache-Control", "no-store")
-		}
-		if err := openai.WriteEvent(w, data); err != nil {
-			return err
-		}
-		if err := control.Flush(); !errors.Is(err, http.ErrNotSupported) {
-			return err
-		}
-		return nil
-	}
 	if t.chat {
 		a.Object = "chat.completion.chunk"
 	}
 	if t.usage {
 		a.Usage = json.RawMessage("null")
 	}
-	chunk := func(c choice) error {
-		a.Choices = []choice{c}
-		return send(encode(a))
-	}
-	empty, zero := "", 0
-	begin := func() error {
-		if begun || !t.chat {
-			return nil
-		}
-		return chunk(choice{Delta: &said{Role: "assistant", Content: ""}})
-	}
-	emit := func(d delta) error {
-		if err := begin(); err != nil {
-			return err
-		}
-		switch {
-		case !t.chat:
-			return chunk(choice{Text: &d.text})
-		case d.call != "":
-			return chunk(choice{Delta: &said{ToolCalls: []toolUsed{{&zero, "call_" + rand.Text(), "function", function{Name: d.call}}}}})
-		case d.arguments != "":
-			return chunk(choice{Delta: &said{ToolCalls: []toolUsed{{Index: &zero, Function: function{Arguments: d.arguments}}}}})
-		}
-		return chunk(choice{Delta: &said{Content: d.text}})
-	}
-	finish, used, err := generate(ctx, s, t.prompt, emit)
-	last := choice{Finish: &finish, Delta: &said{}}
-	if !t.chat {
-		last = choice{Finish: &finish, Text: &empty}
-	}
+	e := &events{w: w, chat: t.chat, answer: a}
+	finish, used, err := generate(ctx, s, t.prompt, e.emit)
 	if err == nil {
-		err = begin()
-	}
-	if err == nil {
-		err = chunk(last)
+		err = e.last(finish)
 	}
 	if err == nil && t.usage {
-		a.Choices, a.Usage = []choice{}, usage{len(t.tokens), used, len(t.tokens) + used}
-		err = send(encode(a))
+		e.answer.Choices, e.answer.Usage = []choice{}, usage{len(t.tokens), used, len(t.tokens) + used}
+		err = e.send(encode(e.answer))
 	}
 	if err == nil {
-		err = send([]byte("[DONE]"))
+		err = e.send([]byte("[DONE]"))
 	}
 	switch {
-	case err != nil && !begun:
+	case err != nil && !e.begun:
 		cancelled(w)
 	case err != nil:
 		panic(http.ErrAbortHandler) // an end without error would tell the client this was all
 	}
+}
+
+// events writes the chunks of one answer.
+type events struct {
+	w      http.ResponseWriter
+	chat   bool
+	answer answer // what all chunks share
+	begun  bool
+}
+
+func (e *events) send(data []byte) error {
+	if !e.begun {
+		e.begun = true
+		e.w.Header().Set("Content-Type", "text/event-stream")
+		e.w.Header().Set("Cache-Control", "no-store")
+	}
+	if err := openai.WriteEvent(e.w, data); err != nil {
+		return err
+	}
+	if err := http.NewResponseController(e.w).Flush(); !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+func (e *events) chunk(c choice) error {
+	if e.chat && !e.begun {
+		e.answer.Choices = []choice{{Delta: &said{Role: "assistant", Content: ""}}}
+		if err := e.send(encode(e.answer)); err != nil {
+			return err
+		}
+	}
+	e.answer.Choices = []choice{c}
+	return e.send(encode(e.answer))
+}
+
+func (e *events) emit(d delta) error {
+	first := 0 // of the calls in an answer; there is only ever one
+	switch {
+	case !e.chat:
+		return e.chunk(choice{Text: &d.text})
+	case d.call != "":
+		return e.chunk(choice{Delta: &said{ToolCalls: []toolUsed{{&first, "call_" + rand.Text(), "function", function{Name: d.call}}}}})
+	case d.arguments != "":
+		return e.chunk(choice{Delta: &said{ToolCalls: []toolUsed{{Index: &first, Function: function{Arguments: d.arguments}}}}})
+	}
+	return e.chunk(choice{Delta: &said{Content: d.text}})
+}
+
+func (e *events) last(finish string) error {
+	if e.chat {
+		return e.chunk(choice{Delta: &said{}, Finish: &finish})
+	}
+	return e.chunk(choice{Text: new(string), Finish: &finish})
 }

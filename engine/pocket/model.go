@@ -195,14 +195,10 @@ func (s *session) attend(n int, l *layer) {
 			scores[t] = float32(math.Exp(float64(v - top)))
 			sum += scores[t]
 		}
-		out := s.att[i*width : (i+1)*width]
-		for t, w := range scores {
-			w /= sum
-			v := s.v[n][i*stride+t*width:][:len(out)]
-			for j := range out {
-				out[j] += w * v[j]
-			}
+		for t := range scores {
+			scores[t] /= sum
 		}
+		mix(s.att[i*width:(i+1)*width], scores, s.v[n][i*stride:])
 	}
 	multiply(s.h, l.out, s.att)
 	for j, h := range s.h {
@@ -235,8 +231,8 @@ func rms(out, x, w []float32, eps float32) {
 
 // multiply sets out to the matrix w, of len(out) rows, times x. Four rows at a
 // time share each load of x, and their sums do not wait for one another. The race
-// detector leaves this one function alone: it would make it thirty times slower
-// in the tests of everyone who answers with pocket, and it sees the callers.
+// detector leaves this function and mix alone: it would make them thirty times
+// slower in the tests of everyone who answers with pocket, and it sees the callers.
 //
 //go:norace
 func multiply(out, w, x []float32) {
@@ -258,5 +254,24 @@ func multiply(out, w, x []float32) {
 			sum += v * x[j]
 		}
 		out[i] = sum
+	}
+}
+
+// mix adds to out each row of the matrix v as often as weights says.
+//
+//go:norace
+func mix(out, weights, v []float32) {
+	n, t := len(out), 0
+	for ; t+4 <= len(weights); t += 4 {
+		a, b, c, d := v[t*n:][:n], v[(t+1)*n:][:n], v[(t+2)*n:][:n], v[(t+3)*n:][:n]
+		wa, wb, wc, wd := weights[t], weights[t+1], weights[t+2], weights[t+3]
+		for j := range out {
+			out[j] += wa*a[j] + wb*b[j] + wc*c[j] + wd*d[j]
+		}
+	}
+	for ; t < len(weights); t++ {
+		for j, x := range v[t*n:][:n] {
+			out[j] += weights[t] * x
+		}
 	}
 }

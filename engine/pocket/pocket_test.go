@@ -142,6 +142,14 @@ func TestMaxTokensAndStop(t *testing.T) {
 	if got := ask(t, p, user("What is a river?"), `"max_tokens":1,"max_completion_tokens":500`); got.content() != river {
 		t.Errorf("both limits: %+v", got)
 	}
+	// The context is the limit: each digit is a token.
+	room := 1024 - ask(t, p, user(""), `"max_tokens":1`).Usage.Prompt
+	if got := ask(t, p, user(strings.Repeat("7", room-1))); got.Usage.Total != 1024 || got.finish() != "length" {
+		t.Errorf("prompt that leaves room for one token: %s %+v", got.finish(), got.Usage)
+	}
+	if w := post(p, "/v1/chat/completions", chatBody(user(strings.Repeat("7", room)))); w.Code != 400 || !strings.Contains(w.Body.String(), "The prompt has 1024 tokens") {
+		t.Errorf("prompt that leaves none: %d %s", w.Code, w.Body)
+	}
 	for stop, want := range map[string]string{`"al str"`: "River: a large natur", `["zzz","large"]`: "River: a ", `"R"`: "", `""`: river, "null": river, `[]`: river,
 		`["of wax","of water"]`: "River: a large natural stream ", `"water.x"`: river, `"."`: strings.TrimSuffix(river, ".")} {
 		got := ask(t, p, user("What is a river?"), `"stop":`+stop)

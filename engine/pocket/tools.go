@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -54,7 +55,7 @@ func (ps *properties) UnmarshalJSON(b []byte) error {
 	if t, err := d.Token(); err != nil || t == nil {
 		return err
 	} else if t != json.Delim('{') {
-		return &json.UnmarshalTypeError{Value: "value", Field: "properties"}
+		return &json.UnmarshalTypeError{Value: "value", Field: "properties", Type: reflect.TypeFor[map[string]any]()}
 	}
 	for d.More() {
 		name, err := d.Token()
