@@ -2,7 +2,7 @@ package client
 
 import (
 	"bytes"
-	"crypto/x509"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
@@ -297,11 +297,9 @@ func retryAfter(s string) time.Duration {
 // kind of err and none of its text, which can have addresses in it.
 func (r *relay) unreachable(err error) *Error {
 	var (
-		dns   *net.DNSError
-		cert  *x509.UnknownAuthorityError
-		host  *x509.HostnameError
-		other *x509.CertificateInvalidError
-		op    net.Error
+		dns  *net.DNSError
+		cert *tls.CertificateVerificationError
+		op   net.Error
 	)
 	why := "the connection failed: check the network and that the relay runs"
 	switch {
@@ -311,7 +309,7 @@ func (r *relay) unreachable(err error) *Error {
 		why = "its name is not known: check the URL and the network"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		why = "the connection is refused: check that the relay runs, and the port"
-	case errors.As(err, &cert), errors.As(err, &host), errors.As(err, &other):
+	case errors.As(err, &cert):
 		why = "no certificate authority vouches for it: if the relay has an ID, put it behind the URL, as https://host:port/#ID"
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &op) && op.Timeout():
 		why = "it does not answer in time: check the network and that the relay runs"
