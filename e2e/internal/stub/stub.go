@@ -140,6 +140,19 @@ func (c *Call) event(data string) {
 	http.NewResponseController(c.w).Flush()
 }
 
+// Half sends the beginning of an answer that does not stream: 256 KiB, more
+// than anyone on the way keeps back.
+func (c *Call) Half() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over || c.Stream {
+		return
+	}
+	c.w.Header().Set("Content-Type", "application/json")
+	io.WriteString(c.w, `{"id":"1","object":"chat.completion","created":1,"model":"stub","choices":[{"index":0,"message":{"role":"assistant","content":"`+strings.Repeat("half ", 256<<10/5))
+	http.NewResponseController(c.w).Flush()
+}
+
 // Say adds text to the answer.
 func (c *Call) Say(text string) {
 	c.mu.Lock()
