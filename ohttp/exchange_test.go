@@ -533,9 +533,10 @@ func TestRequestBodyFailures(t *testing.T) {
 			body   io.Reader
 			length int64
 		}{
-			"fails":     {io.MultiReader(strings.NewReader(big), errReader{broken}), -1},
-			"too short": {strings.NewReader(big), int64(len(big) + 1)},
-			"too long":  {strings.NewReader(big), int64(len(big) - 1)},
+			"fails":            {io.MultiReader(strings.NewReader(big), errReader{broken}), -1},
+			"fails at its end": {io.MultiReader(strings.NewReader(big), errReader{broken}), int64(len(big))},
+			"too short":        {strings.NewReader(big), int64(len(big) + 1)},
+			"too long":         {strings.NewReader(big), int64(len(big) - 1)},
 		} {
 			req := newRequest(t, "POST", tc.body)
 			req.ContentLength = tc.length

@@ -52,17 +52,17 @@ type requestBody struct {
 	padding Padding
 	req     *http.Request
 
-	head     []byte    // encoded message up to the content, not sealed yet
-	body     io.Reader // the content; nil when it has ended
-	known    bool      // left says how much of it there is
-	left     int64
-	tail     []byte // what follows the content, not sealed yet
-	pad      int64  // zeros that follow; -1 before the tail is known
-	total    int64  // octets of plaintext so far
-	plain    []byte // plaintext of the current chunk
-	out      []byte // sealed, not read yet
-	buf      []byte // out's memory
-	finished bool
+	head  []byte    // encoded message up to the content, not sealed yet
+	body  io.Reader // the content; nil when it has ended
+	known bool      // left says how much of it there is
+	left  int64
+	tail  []byte // what follows the content, not sealed yet
+	pad   int64  // zeros that follow; -1 before the tail is known
+	total int64  // octets of plaintext so far
+	plain []byte // plaintext of the current chunk
+	out   []byte // sealed, not read yet
+	buf   []byte // out's memory
+	err   error  // sticky; io.EOF after the last chunk
 }
 
 // newRequestBody encodes the head of req. It does not read req.Body.
@@ -112,14 +112,13 @@ func newRequestBody(s *sealer, req *http.Request, padding Padding) (*requestBody
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	for len(b.out) == 0 {
-		if b.finished {
-			return 0, io.EOF
+		if b.err != nil {
+			return 0, b.err
 		}
-		b.out, b.buf = nil, b.buf[:0]
-		if err := b.next(); err != nil {
-			return 0, err
+		b.buf = b.buf[:0]
+		if b.err = b.next(); b.err == nil || b.err == io.EOF {
+			b.out = b.buf
 		}
-		b.out = b.buf
 	}
 	n := copy(p, b.out)
 	b.out = b.out[n:]
@@ -134,7 +133,8 @@ func (b *requestBody) Close() error {
 	return b.req.Body.Close()
 }
 
-// next seals the next chunk, or the whole message.
+// next seals the next chunk, or the whole message. With the last one it returns
+// io.EOF; after any other error there must be no further chunk.
 func (b *requestBody) next() error {
 	b.plain = b.plain[:0]
 	for {
@@ -143,8 +143,9 @@ func (b *requestBody) next() error {
 			return err
 		}
 		if b.sealer.format == chunked || final {
-			b.buf, err = b.sealer.seal(b.buf, b.plain, final)
-			b.finished = final
+			if b.buf, err = b.sealer.seal(b.buf, b.plain, final); err == nil && final {
+				err = io.EOF
+			}
 			return err
 		}
 		if len(b.plain) > maxWhole {
@@ -204,9 +205,10 @@ func (b *requestBody) readContent(room int) error {
 		}
 		b.total += int64(n)
 		if b.left -= int64(n); b.left == 0 {
-			var more [1]byte
-			if n, _ := io.ReadFull(b.body, more[:]); n > 0 {
+			if n, err := io.ReadFull(b.body, make([]byte, 1)); n > 0 {
 				return errors.New("request body longer than its Content-Length")
+			} else if err != io.EOF {
+				return err
 			}
 			b.body = nil
 		}

@@ -78,9 +78,9 @@ type chunkCipher struct {
 }
 
 // newChunkCipher derives the key of the answer to the request with this context
-// and enc (RFC 9458 section 4.4, and the draft's section 6.2). The key is fresh for
-// every answer even if a request were opened twice: nonce is chosen at random by
-// the node, and goes into the derivation. It has suite.secretSize octets.
+// and enc (RFC 9458 section 4.4; the draft differs in the label). The key is fresh
+// for every answer even if a request were opened twice: nonce is chosen at random
+// by the node, and goes into the derivation. It has suite.secretSize octets.
 func newChunkCipher(ctx exporter, f format, suite Suite, enc, nonce []byte) (*chunkCipher, error) {
 	secret, err := ctx.Export(f.responseLabel(), suite.secretSize())
 	if err != nil {

@@ -185,10 +185,8 @@ func setContent(resp *http.Response, c *content) error {
 
 // unsealed makes an error of an answer that did not come from behind the seal.
 func unsealed(outer *http.Response, media string) error {
-	body, err := io.ReadAll(io.LimitReader(outer.Body, maxErrorBody))
-	if err != nil && len(body) == 0 {
-		body = nil
-	}
+	// However it ends: what there is of it may still say what is wrong.
+	body, _ := io.ReadAll(io.LimitReader(outer.Body, maxErrorBody))
 	var p problem
 	if media == mediaProblem && json.Unmarshal(body, &p) == nil && p.Type == problemKey {
 		return ErrKey
