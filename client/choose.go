@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"token.place/identity"
-	"token.place/ohttp"
 )
 
 const (
@@ -20,21 +19,13 @@ const (
 	maxAffinity = 2048
 )
 
-// member is a node of the merged directory, with all ways to reach it.
-// Transport.mu guards it.
+// member is a node of the merged directory, with all relays that have it. Only its
+// state changes.
 type member struct {
 	node   *node // of the newest descriptor that any relay has
-	routes []*route
+	relays []*relay
 	load   offer // the highest that any relay says
 	state  *state
-}
-
-// route is a node through one relay.
-type route struct {
-	member *member
-	node   *node
-	relay  *relay
-	seal   *ohttp.Transport
 }
 
 // state is what we know of a node from our own exchanges. It outlives
@@ -42,6 +33,12 @@ type route struct {
 type state struct {
 	inFlight int
 	avoid    map[*relay]time.Time
+}
+
+// route is a way to a node.
+type route struct {
+	member *member // nil for none
+	relay  *relay
 }
 
 // merge makes one directory of those of all relays. t.mu is held.
@@ -64,16 +61,12 @@ func (t *Transport) merge() {
 			if o.inFlight > m.load.inFlight {
 				m.load = o
 			}
-			if !slices.ContainsFunc(m.routes, func(way *route) bool { return way.relay == r }) {
-				m.routes = append(m.routes, &route{member: m, relay: r})
+			if !slices.Contains(m.relays, r) {
+				m.relays = append(m.relays, r)
 			}
 		}
 	}
-	for id, m := range t.nodes {
-		for _, way := range m.routes {
-			way.node = m.node
-			way.seal = &ohttp.Transport{URL: way.relay.URL.String() + "/v1/exchange/" + string(id), Key: m.node.key, Base: way.relay}
-		}
+	for _, m := range t.nodes {
 		for _, model := range m.node.models {
 			t.models[model.ID] = append(t.models[model.ID], m)
 		}
@@ -82,69 +75,68 @@ func (t *Transport) merge() {
 
 // trial is the search for a node for one request.
 type trial struct {
-	tried  []*route
+	tried  []route
 	since  uint64 // Transport.failures: a directory from before is not good enough to give up by
-	again  bool   // what failed may work with a newer directory
-	second bool   // and has been given that chance
+	second bool   // what failed has been given another chance
 	err    *Error // the last failure of an attempt
 }
 
-func (tr *trial) has(way *route) bool {
-	return slices.ContainsFunc(tr.tried, func(o *route) bool { return o.relay == way.relay && o.node == way.node })
+// has reports whether a way was tried. A node with new keys is another.
+func (tr *trial) has(m *member, r *relay) bool {
+	return slices.ContainsFunc(tr.tried, func(o route) bool { return o.relay == r && o.member.node == m.node })
 }
 
-// choose finds the next way to try, and counts the request in its node's load.
-// It waits for a directory if it must. Having tried all nodes that it knows it
-// asks the relays again, and goes through them once more.
-func (t *Transport) choose(c *call, tr *trial) (*route, error) {
-	for {
-		if t.ctx.Err() != nil {
-			return nil, errClosed
-		}
-		t.mu.Lock()
-		now := time.Now()
-		pending := t.refresh(now, tr.since)
-		way := t.pick(c, tr, now)
-		if way != nil {
-			way.member.state.inFlight++
-			t.mu.Unlock()
-			return way, nil
-		}
-		changed := t.changed
-		var err error
-		if !pending {
-			if tr.err != nil && !tr.second && t.answering() {
-				// The directory is newer than the last failure: what it still
-				// lists deserves another attempt.
-				tr.tried, tr.second = nil, true
-				t.mu.Unlock()
-				continue
-			}
-			err = tr.failure()
-			if err == nil {
-				err = t.missing(c, now)
-			}
-		}
-		t.mu.Unlock()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case <-changed:
-		case <-c.req.Context().Done():
-			return nil, c.req.Context().Err()
-		case <-t.ctx.Done():
-		}
+func (tr *trial) failure() error {
+	if tr.err == nil {
+		return nil // and not a nil *Error, which would be an error
 	}
+	return tr.err
 }
 
 var errClosed = failf(http.StatusServiceUnavailable, "closed", "the client is shutting down: start it again")
 
-func (tr *trial) failure() error {
-	if tr.err == nil {
-		return nil
+// choose finds the next way to try, and counts the request in its node's load.
+// It waits for a directory if it must. Having tried all nodes that it knows it
+// asks the relays again, and goes through them once more.
+func (t *Transport) choose(c *call, tr *trial) (route, error) {
+	for t.ctx.Err() == nil {
+		way, changed, err := t.try(c, tr)
+		if changed == nil {
+			return way, err
+		}
+		select {
+		case <-changed:
+		case <-c.req.Context().Done():
+			return route{}, c.req.Context().Err()
+		case <-t.ctx.Done():
+		}
 	}
-	return tr.err
+	return route{}, errClosed
+}
+
+// try is choose without the wait. It returns a channel to wait on if another
+// directory may help.
+func (t *Transport) try(c *call, tr *trial) (way route, changed <-chan struct{}, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	pending := t.refresh(now, tr.since)
+	if way = t.pick(c, tr, now); way.member == nil && !pending && tr.err != nil && !tr.second && t.answering() {
+		// The directory is newer than the last failure: what it still lists
+		// deserves another attempt.
+		tr.tried, tr.second = nil, true
+		way = t.pick(c, tr, now)
+	}
+	switch {
+	case way.member != nil:
+		way.member.state.inFlight++
+		return way, nil, nil
+	case pending:
+		return route{}, t.changed, nil
+	case tr.err != nil:
+		return route{}, nil, tr.err
+	}
+	return route{}, nil, t.missing(c, now)
 }
 
 // answering reports whether any relay gave its directory when last asked. t.mu is
@@ -154,7 +146,7 @@ func (t *Transport) answering() bool {
 }
 
 // release takes a request out of its node's load.
-func (t *Transport) release(way *route) {
+func (t *Transport) release(way route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	way.member.state.inFlight--
@@ -163,84 +155,77 @@ func (t *Transport) release(way *route) {
 // pick chooses a node: the one that has the conversation in its cache, if it has
 // room; else the less busy of two drawn at random. The order of a relay's list
 // never counts. Ways that failed lately come last. t.mu is held.
-func (t *Transport) pick(c *call, tr *trial, now time.Time) *route {
+func (t *Transport) pick(c *call, tr *trial, now time.Time) route {
 	if id, ok := t.affinity.get(c.key); ok {
-		if m := t.nodes[id]; m != nil && m.offers(c.model) && m.busy() < 1 {
-			if way, good := m.way(tr, now); good {
-				return way
+		if m := t.nodes[id]; m != nil && slices.Contains(t.models[c.model], m) && m.busy() < 1 {
+			if r, good := m.via(tr, now); good {
+				return route{m, r}
 			}
 		}
 	}
-	if a, b := t.draw(c, tr, now, true); a != nil {
-		return better(a, b)
+	if way := t.draw(c, tr, now, true); way.member != nil {
+		return way
 	}
-	return better(t.draw(c, tr, now, false))
+	return t.draw(c, tr, now, false)
 }
 
 // draw takes two different nodes with equal chance from those that offer the
-// model: only from good ones, or from all.
-func (t *Transport) draw(c *call, tr *trial, now time.Time, good bool) (a, b *route) {
+// model, only from good ones or from all, and returns the less busy.
+func (t *Transport) draw(c *call, tr *trial, now time.Time, good bool) route {
+	var a, b route
 	n := 0
 	for _, m := range t.models[c.model] {
-		way, isGood := m.way(tr, now)
-		if way == nil || good && !isGood {
+		r, isGood := m.via(tr, now)
+		if r == nil || good && !isGood {
 			continue
 		}
 		// Reservoir sampling: one pass, nothing allocated.
 		switch n++; {
 		case n == 1:
-			a = way
+			a = route{m, r}
 		case n == 2:
-			b = way
+			b = route{m, r}
 		default:
 			switch rand.IntN(n) {
 			case 0:
-				a = way
+				a = route{m, r}
 			case 1:
-				b = way
+				b = route{m, r}
 			}
 		}
 	}
-	if b != nil && rand.IntN(2) == 0 { // ties are the first's
-		a, b = b, a
+	if b.member == nil {
+		return a
 	}
-	return a, b
-}
-
-func better(a, b *route) *route {
-	if b != nil && b.member.score() < a.member.score() {
+	if as, bs := a.member.score(), b.member.score(); bs < as || bs == as && rand.IntN(2) == 0 {
 		return b
 	}
 	return a
 }
 
-func (m *member) offers(model string) bool {
-	return slices.ContainsFunc(m.node.models, func(o identity.Model) bool { return o.ID == model })
-}
-
-// way returns a way to the node that this trial has not used yet, and whether it
-// is a good one: its relay answers, and it did not fail lately.
-func (m *member) way(tr *trial, now time.Time) (way *route, good bool) {
+// via returns a relay to reach the node through that this trial has not used yet,
+// and whether it is a good one: it answers, and nothing failed there lately.
+func (m *member) via(tr *trial, now time.Time) (via *relay, good bool) {
 	if !now.Before(m.node.notAfter) {
 		return nil, false
 	}
 	n := 0
-	for _, r := range m.routes {
-		if tr.has(r) || !r.relay.usable(now) {
+	for _, r := range m.relays {
+		if tr.has(m, r) || !r.usable(now) {
 			continue
 		}
-		ok := r.relay.err == nil && now.After(r.relay.avoid) && now.After(m.state.avoid[r.relay])
+		ok := r.err == nil && now.After(r.avoid) && now.After(m.state.avoid[r])
 		if ok && !good {
-			way, good, n = nil, true, 0
+			via, good, n = nil, true, 0
 		}
 		if ok != good {
 			continue
 		}
 		if n++; rand.IntN(n) == 0 {
-			way = r
+			via = r
 		}
 	}
-	return way, good
+	return via, good
 }
 
 // slots is how many exchanges the node takes at a time. What it signed counts,
@@ -261,31 +246,29 @@ func (m *member) busy() float64 { return float64(max(m.load.inFlight, m.state.in
 
 // blame makes a way come last for a while: for its node, or for all nodes of its
 // relay. It returns the number of the failure.
-func (t *Transport) blame(way *route, wholeRelay bool) uint64 {
+func (t *Transport) blame(way route, wholeRelay bool) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.failures++
-	now := time.Now()
 	if wholeRelay {
-		way.relay.avoid = now.Add(avoidRelay)
+		way.relay.avoid = time.Now().Add(avoidRelay)
 		return t.failures
 	}
 	if way.member.state.avoid == nil {
 		way.member.state.avoid = map[*relay]time.Time{}
 	}
-	way.member.state.avoid[way.relay] = now.Add(avoidNode)
+	way.member.state.avoid[way.relay] = time.Now().Add(avoidNode)
 	return t.failures
 }
 
-// remember notes which node has the conversation.
-func (t *Transport) remember(c *call, way *route) {
-	if c.key == "" {
-		return
-	}
+// praise ends what blame began, and notes which node has the conversation.
+func (t *Transport) praise(c *call, way route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(way.member.state.avoid, way.relay)
-	t.affinity.put(c.key, way.node.id)
+	if c.key != "" {
+		t.affinity.put(c.key, way.member.node.id)
+	}
 }
 
 // affinity remembers the last node of recent conversations, in memory only. It

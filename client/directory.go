@@ -127,7 +127,9 @@ func (r *relay) RoundTrip(req *http.Request) (*http.Response, error) {
 func (r *relay) name() string { return "relay " + r.URL.Host }
 
 // refresh begins a fetch of every directory that is due: it is not fresh, or
-// it is from before the failure since. t.mu is held.
+// it is from before the failure since. It reports whether one is on its way that
+// is worth waiting for: not that of a relay which fails while others answer. t.mu
+// is held.
 func (t *Transport) refresh(now time.Time, since uint64) (pending bool) {
 	for _, r := range t.relays {
 		if !r.fetching && r.due(now, since) && t.ctx.Err() == nil {
@@ -135,7 +137,7 @@ func (t *Transport) refresh(now time.Time, since uint64) (pending bool) {
 			begun := t.failures
 			t.work.Go(func() { t.fetch(r, begun) })
 		}
-		pending = pending || r.fetching
+		pending = pending || r.fetching && (r.err == nil || !t.answering())
 	}
 	return pending
 }

@@ -62,7 +62,7 @@ func (t *Transport) exchange(c *call) (*http.Response, error) {
 		}
 		discard(last)
 		if !retriable(resp.StatusCode) {
-			t.remember(c, way)
+			t.praise(c, way)
 			return resp, nil
 		}
 		t.blame(way, false)
@@ -101,16 +101,18 @@ func discard(resp *http.Response) {
 
 // attempt seals the request to one node and waits for the first byte of the
 // answer's body, so that a node that dies before it can be replaced.
-func (t *Transport) attempt(c *call, way *route) (*http.Response, error) {
+func (t *Transport) attempt(c *call, way route) (*http.Response, error) {
+	id := string(way.member.node.id)
+	seal := ohttp.Transport{URL: way.relay.URL.String() + "/v1/exchange/" + id, Key: way.member.node.key, Base: way.relay}
 	req := (&http.Request{
 		Method: http.MethodPost,
 		// The node is the target; what the app took for one stays here.
-		URL:           &url.URL{Scheme: "https", Host: string(way.node.id), Path: c.path},
+		URL:           &url.URL{Scheme: "https", Host: id, Path: c.path},
 		Header:        c.header,
 		Body:          io.NopCloser(bytes.NewReader(c.body)),
 		ContentLength: int64(len(c.body)),
 	}).WithContext(c.req.Context())
-	resp, err := way.seal.RoundTrip(req)
+	resp, err := seal.RoundTrip(req)
 	if err != nil {
 		t.release(way)
 		return nil, err
@@ -214,8 +216,8 @@ type failure struct {
 // anything may come from the relay or from somebody in its place. It leads to
 // another attempt or to an error in our own words, and to nothing else; none of
 // its text is shown.
-func (t *Transport) explain(way *route, err error) failure {
-	id, relay := way.node.id, way.relay
+func (t *Transport) explain(way route, err error) failure {
+	id, relay := way.member.node.id, way.relay
 	var (
 		unsealed *ohttp.StatusError
 		network  *networkError

@@ -60,5 +60,5 @@ func Choose(t *Transport, model, conversation string) identity.ID {
 		panic(err)
 	}
 	t.release(way)
-	return way.node.id
+	return way.member.node.id
 }

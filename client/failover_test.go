@@ -365,6 +365,14 @@ func TestASilentRelayIsLeftAlone(t *testing.T) {
 		if slow > 1 {
 			t.Errorf("%d requests were slow", slow)
 		}
+		start := time.Now()
+		models, err := tr.Models(t.Context())
+		if e := refused(t, tr, `{"model":"x"}`); err != nil || len(models) != 1 || e.Code != "model_not_found" {
+			t.Errorf("models %v, %v; %s", models, err, e.Code)
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("the models took %v", d)
+		}
 		dial.free()
 	})
 }

@@ -117,7 +117,7 @@ func (t *Transport) list(now time.Time) []Model {
 	for id, members := range t.models {
 		model := Model{ID: id}
 		for _, m := range members {
-			if way, _ := m.way(&trial{}, now); way == nil {
+			if r, _ := m.via(&trial{}, now); r == nil {
 				continue
 			}
 			model.Nodes++
