@@ -10,8 +10,8 @@ import (
 	"token.place/ohttp"
 )
 
-// repeat reads a sealed chunk for ever, sealed anew each time: what a long answer
-// looks like to the client, without the cost of making it in memory.
+// chunkSource is an answer without end, sealed as it is read. So what is measured of
+// opening a chunk includes sealing it, less the work of an answer.
 type chunkSource struct {
 	next func(dst []byte) []byte
 	buf  []byte

@@ -289,7 +289,7 @@ func (m *message) target() (*url.URL, bool) {
 	return u, err == nil && u.Host == "" && !strings.HasPrefix(m.path, "//")
 }
 
-// notPath reports whether c cannot be in a path with query.
+// notPath reports whether c cannot be in a path with query, nor in a host.
 func notPath(c rune) bool { return c <= ' ' || c >= 0x7f || c == '#' || c == '\\' }
 
 // checkRequest applies the rules for the header fields of a sealed request, and
@@ -329,7 +329,7 @@ func checkRequest(req *http.Request, body *content) *problem {
 // perhaps a port, and no user.
 func validHost(s string) bool {
 	u, err := url.Parse("//" + s)
-	return err == nil && u.Host == s && u.User == nil && u.Path == "" && len(s) <= 512
+	return err == nil && u.Host == s && u.User == nil && u.Path == "" && !strings.ContainsFunc(s, notPath)
 }
 
 // content is the body of an inner message: it hands over the trailer section and

@@ -223,6 +223,7 @@ func TestInnerRequestRules(t *testing.T) {
 		"asterisk for OPTIONS": {func(m *ohttp.Message) { m.Method, m.Path = "OPTIONS", "*" }, 200, ""},
 		"user in authority":    {func(m *ohttp.Message) { m.Authority = "u:p@n.example" }, 400, ohttp.ProblemMalformed},
 		"authority":            {func(m *ohttp.Message) { m.Authority = "n.example/x" }, 400, ohttp.ProblemMalformed},
+		"authority not ASCII":  {func(m *ohttp.Message) { m.Authority = "n\xc3\xa9" }, 400, ohttp.ProblemMalformed},
 		"port":                 {func(m *ohttp.Message) { m.Authority = "n.example:8080" }, 200, ""},
 		"Host instead":         {func(m *ohttp.Message) { m.Authority = ""; fields("host", "n.example")(m) }, 200, ""},
 		"same Host":            {fields("host", "N.example"), 200, ""},
