@@ -28,7 +28,7 @@ func TestThreeHosts(t *testing.T) {
 					t.Fatal(err)
 				}
 				left.Run("nft", "add table ip lossy; add chain ip lossy in { type filter hook input priority 0; }; "+
-					"add rule ip lossy in iifname != lo numgen random mod 100 < 20 drop")
+					"add rule ip lossy in iifname != lo numgen random mod 100 < 20 counter drop")
 			}
 			node := testnet.StartNode(t, testnet.Command{Host: left}, relay.At("10.77.1.1"), "pocket")
 			server := testnet.StartServer(t, testnet.Command{Host: right}, relay.At("10.77.2.1"), []*testnet.Node{node})
@@ -41,6 +41,13 @@ func TestThreeHosts(t *testing.T) {
 				if got := q.Get(t.Context()); !got.Whole(true) || strings.TrimSpace(got.Text) != answer {
 					t.Errorf("got %+v", got)
 				}
+			}
+			if lossy {
+				lost := left.Run("nft", "list", "chain", "ip", "lossy", "in")
+				if strings.Contains(lost, "packets 0 ") {
+					t.Error("no packet was lost")
+				}
+				t.Log(lost)
 			}
 		})
 	}
