@@ -92,8 +92,10 @@ func (c *conn) flush() {
 		c.mu.Lock()
 		c.queued -= len(*b)
 		c.changed.Broadcast()
-		*b = (*b)[:0]
-		buffers.Put(b)
+		if cap(*b) <= 2*maxQueued { // a node may ask for larger frames
+			*b = (*b)[:0]
+			buffers.Put(b)
+		}
 	}
 	if err != nil {
 		c.err, c.pending = io.ErrClosedPipe, nil

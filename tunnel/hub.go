@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"sync"
 	"time"
@@ -26,7 +25,7 @@ type Hub struct {
 type tunnels struct{ conn, old *Conn }
 
 // Attach makes c the tunnel of node id. An earlier one is drained: it gets no
-// more exchanges, and its running ones finish.
+// more exchanges, its running ones finish, and it cannot be attached again.
 func (h *Hub) Attach(id string, c *Conn) {
 	if extra := h.attach(id, c); extra != nil {
 		extra.Close()
@@ -37,21 +36,18 @@ func (h *Hub) Attach(id string, c *Conn) {
 func (h *Hub) attach(id string, c *Conn) *Conn {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.draining {
-		return c
-	}
-	if h.nodes == nil {
-		h.nodes = map[string]tunnels{}
-	}
 	t := h.nodes[id]
-	switch t.conn {
-	case c:
+	switch {
+	case h.draining:
+		return c
+	case t.conn == c || c.isDraining():
 		return nil
-	case nil:
-		h.nodes[id] = tunnels{conn: c, old: t.old}
+	case t.conn == nil:
+		h.set(id, tunnels{conn: c, old: t.old})
 		return nil
 	}
-	h.nodes[id] = tunnels{conn: c, old: t.conn}
+	h.set(id, tunnels{conn: c, old: t.conn})
+	t.conn.refuse()
 	h.retiring.Go(func() { h.retire(id, t.conn) })
 	return t.old // two are enough: who reconnects in a loop keeps nothing
 }
@@ -70,11 +66,12 @@ func (h *Hub) retire(id string, old *Conn) {
 
 // set replaces what is known of a node; h.mu is held.
 func (h *Hub) set(id string, t tunnels) {
-	if t == (tunnels{}) {
-		delete(h.nodes, id)
-		return
+	if h.nodes == nil {
+		h.nodes = map[string]tunnels{}
 	}
-	h.nodes[id] = t
+	if h.nodes[id] = t; t == (tunnels{}) {
+		delete(h.nodes, id)
+	}
 }
 
 // Detach forgets c, which has ended or is about to, unless a newer connection
@@ -99,33 +96,25 @@ func (h *Hub) Conn(id string) *Conn {
 func (h *Hub) RoundTrip(req *http.Request) (*http.Response, error) {
 	c := h.Conn(req.URL.Host)
 	if c == nil {
-		closeBody(req)
+		if req.Body != nil {
+			req.Body.Close()
+		}
 		return nil, ErrUnavailable
 	}
 	return c.RoundTrip(req)
 }
 
 // Drain asks every node to drain and returns when all connections have ended,
-// or closes those that are left when ctx is done and returns an error.
+// or closes those that are left when ctx is done and returns its error.
 // Connections attached from now on are closed.
 func (h *Hub) Drain(ctx context.Context) error {
-	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex
-		errs error
-	)
+	var wg sync.WaitGroup
 	for _, c := range h.close() {
-		wg.Go(func() {
-			if err := c.Drain(ctx); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = errors.Join(errs, err)
-			}
-		})
+		wg.Go(func() { c.Drain(ctx) })
 	}
 	wg.Wait()
 	h.retiring.Wait()
-	return errs
+	return ctx.Err()
 }
 
 // Close ends every connection at once.

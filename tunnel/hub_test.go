@@ -79,6 +79,7 @@ func TestNewestWins(t *testing.T) {
 		running := send(t, &hub, to("node"))
 		hub.Attach("node", newer.Conn)
 		hub.Attach("node", newer.Conn) // no change
+		hub.Attach("node", older.Conn) // its turn is over
 		hub.Detach("node", older.Conn) // as its owner does when it ends
 		synctest.Wait()
 		if got := read(t, send(t, &hub, to("node"))); got != "newer" {

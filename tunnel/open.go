@@ -26,7 +26,7 @@ type Conn struct {
 	capacity int
 
 	mu       sync.Mutex // guards the fields below
-	control  int        // streams in use that are not exchanges
+	control  int        // 1 once the status was asked for: its stream stays
 	draining bool       // asked to drain: no more exchanges
 }
 
@@ -85,25 +85,20 @@ func (cfg Config) transport() *http.Transport {
 }
 
 // RoundTrip sends a request to the node. It never queues: if the node has no
-// room, drains or is gone it returns ErrUnavailable at once. GET /status does
-// not count as an exchange until its body is closed. When the connection dies
-// the bodies of running responses return an error that is not io.EOF. As in a
+// room, drains or is gone it returns ErrUnavailable at once. GET /status, which
+// stays open, does not count as an exchange. When the connection dies the
+// bodies of running responses return an error that is not io.EOF. As in a
 // server, req.Body should fail when req's context is done.
 func (c *Conn) RoundTrip(req *http.Request) (*http.Response, error) {
-	control := req.URL.Path == "/status"
-	if !c.reserve(control) {
-		closeBody(req)
+	if !c.reserve(req.URL.Path == "/status") {
+		if req.Body != nil {
+			req.Body.Close()
+		}
 		return nil, ErrUnavailable
 	}
 	res, err := c.http.RoundTrip(req)
 	if err != nil {
-		if control {
-			c.release()
-		}
 		return nil, fmt.Errorf("send to node: %w", err)
-	}
-	if control {
-		res.Body = &controlBody{ReadCloser: res.Body, release: sync.OnceFunc(c.release)}
 	}
 	return res, nil
 }
@@ -112,7 +107,7 @@ func (c *Conn) RoundTrip(req *http.Request) (*http.Response, error) {
 func (c *Conn) reserve(control bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !control && (c.draining || c.http.InFlight()-c.control >= c.capacity) {
+	if !control && (c.draining || c.exchanges() >= c.capacity) {
 		return false
 	}
 	// Past the node's limit RoundTrip would wait; after a GOAWAY only Reserve knows.
@@ -120,27 +115,13 @@ func (c *Conn) reserve(control bool) bool {
 		return false
 	}
 	if control {
-		c.control++
+		c.control = 1
 	}
 	return true
 }
 
-func (c *Conn) release() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.control--
-}
-
-// controlBody gives the stream back when the body is closed.
-type controlBody struct {
-	io.ReadCloser
-	release func()
-}
-
-func (b *controlBody) Close() error {
-	defer b.release()
-	return b.ReadCloser.Close()
-}
+// exchanges counts the streams in use but the status; c.mu is held.
+func (c *Conn) exchanges() int { return max(0, c.http.InFlight()-c.control) }
 
 // Capacity is how many exchanges the node takes at once.
 func (c *Conn) Capacity() int { return c.capacity }
@@ -150,14 +131,14 @@ func (c *Conn) Capacity() int { return c.capacity }
 func (c *Conn) InFlight() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return max(0, c.http.InFlight()-c.control)
+	return c.exchanges()
 }
 
 // Available reports whether the node would take an exchange now.
 func (c *Conn) Available() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.draining && c.http.Available() > 0 && c.http.InFlight()-c.control < c.capacity
+	return !c.draining && c.http.Available() > 0 && c.exchanges() < c.capacity
 }
 
 // Done is closed when the connection is: lost, drained or by Close.
@@ -172,20 +153,18 @@ func (c *Conn) Close() error { return c.http.Close() }
 func (c *Conn) Drain(ctx context.Context) error { return c.drain(ctx, "/drain") }
 
 func (c *Conn) drain(ctx context.Context, path string) error {
-	c.mu.Lock()
-	c.draining = true
-	c.mu.Unlock()
-	err := c.askDrain(ctx, path)
-	if err == nil {
-		select {
-		case <-c.Done():
-			return nil
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
+	c.refuse()
+	if err := c.askDrain(ctx, path); err != nil {
+		c.Close()
+		return fmt.Errorf("drain tunnel: %w", err)
 	}
-	c.Close()
-	return fmt.Errorf("drain tunnel: %w", err)
+	select {
+	case <-c.Done():
+		return nil
+	case <-ctx.Done():
+		c.Close()
+		return fmt.Errorf("drain tunnel: %w", ctx.Err())
+	}
 }
 
 func (c *Conn) askDrain(ctx context.Context, path string) error {
@@ -196,20 +175,23 @@ func (c *Conn) askDrain(ctx context.Context, path string) error {
 	if !c.reserve(true) {
 		return ErrUnavailable
 	}
-	defer c.release()
 	res, err := c.http.RoundTrip(req)
 	if err != nil {
 		return err
 	}
-	res.Body.Close()
-	if res.StatusCode != http.StatusNoContent {
-		return fmt.Errorf("the node answered with status %d", res.StatusCode)
-	}
-	return nil
+	return res.Body.Close()
 }
 
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
-	}
+// refuse takes no more exchanges.
+func (c *Conn) refuse() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.draining = true
+}
+
+// isDraining reports whether this end asked for a drain.
+func (c *Conn) isDraining() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.draining
 }

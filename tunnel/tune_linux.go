@@ -11,7 +11,7 @@ const (
 	tcpNotSentLowat = 25
 )
 
-// tuneTCP ends a connection whose peer has not acknowledged anything for 4 s
+// tuneTCP ends a connection whose peer has not acknowledged anything for 3.5 s
 // (keep-alives are not sent while data waits for that) and wakes the writer
 // only when less than a frame is unsent.
 func tuneTCP(tcp *net.TCPConn) {
@@ -20,7 +20,7 @@ func tuneTCP(tcp *net.TCPConn) {
 		return
 	}
 	raw.Control(func(fd uintptr) {
-		syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, 4000)
+		syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, 3500)
 		syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpNotSentLowat, frameSize)
 	})
 }
