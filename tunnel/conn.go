@@ -135,16 +135,19 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// abort closes the connection below TLS: closing TLS writes an alert, which
-// waits for seconds when the peer does not read.
+// abort closes the connection below TLS: closing TLS writes an alert, and waits
+// for seconds when the peer does not read.
 func (c *conn) abort() { transport(c.Conn).Close() }
 
-// transport is the connection that nc encrypts, or nc.
+// transport is the connection at the bottom of nc, which encrypts or wraps it.
 func transport(nc net.Conn) net.Conn {
-	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
-		return t.NetConn()
+	for {
+		w, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nc
+		}
+		nc = w.NetConn()
 	}
-	return nc
 }
 
 // tune asks the kernel to find a vanished peer in about 4 s and to keep little
