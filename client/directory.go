@@ -22,6 +22,7 @@ const (
 	// three KiB for each of the nodes, and a bundle takes about that.
 	maxDirectory = 64 << 20
 	maxNodes     = 20_000
+	maxEntry     = 256 << 10 // in bytes, with what is read ahead
 	// maxAsked is how many pinned nodes are asked for by id; with more of them
 	// the whole directory is.
 	maxAsked = 32
@@ -235,28 +236,50 @@ var errEntry = errors.New("an entry has the wrong types")
 // readDirectory reads {"nodes":[…]} and calls each for its entries, with errEntry
 // for one that is JSON of another shape. Fields it does not know are skipped.
 func readDirectory(body io.Reader, each func(entry, error)) error {
-	limited := &io.LimitedReader{R: body, N: maxDirectory + 1}
-	dec := json.NewDecoder(limited)
-	err := readNodes(dec, each)
+	m := &meter{r: body, all: maxDirectory, one: maxEntry}
+	dec := json.NewDecoder(m)
+	err := readNodes(dec, m, each)
 	if err == nil {
 		if _, e := dec.Token(); e != io.EOF {
 			err = errors.New("something follows it")
 		}
 	}
-	if limited.N == 0 {
+	switch {
+	case m.all <= 0:
 		return fmt.Errorf("it is larger than %d MiB", maxDirectory>>20)
+	case m.one <= 0:
+		return fmt.Errorf("an entry is larger than %d KiB", maxEntry>>10)
 	}
 	return err
 }
 
+// meter bounds what a decoder reads: in all, and for one entry, which it holds in
+// memory.
+type meter struct {
+	r        io.Reader
+	all, one int
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	limit := min(m.all, m.one)
+	if limit <= 0 {
+		return 0, io.ErrUnexpectedEOF
+	}
+	n, err := m.r.Read(p[:min(len(p), limit)])
+	m.all -= n
+	m.one -= n
+	return n, err
+}
+
 var errDirectory = errors.New("its JSON is malformed")
 
-func readNodes(dec *json.Decoder, each func(entry, error)) error {
+func readNodes(dec *json.Decoder, m *meter, each func(entry, error)) error {
 	if tok, err := dec.Token(); err != nil || tok != json.Delim('{') {
 		return errDirectory
 	}
 	found := false
 	for dec.More() {
+		m.one = maxEntry
 		key, err := dec.Token()
 		if err != nil {
 			return errDirectory
@@ -279,6 +302,7 @@ func readNodes(dec *json.Decoder, each func(entry, error)) error {
 			if n == maxNodes {
 				return fmt.Errorf("it lists more than %d nodes", maxNodes)
 			}
+			m.one = maxEntry
 			var e entry
 			err := dec.Decode(&e)
 			if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {

@@ -29,6 +29,13 @@ func ReadDirectory(r io.Reader) (good, bad int, err error) {
 // ReadAliases is LoadAliases on an open file.
 func ReadAliases(r io.Reader) (map[string]string, error) { return readAliases(r) }
 
+// Remember notes a conversation's node.
+func Remember(t *Transport, key string, id identity.ID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.affinity.put(key, id)
+}
+
 // Remembered is how many conversations t has a node for.
 func Remembered(t *Transport) int {
 	t.mu.Lock()

@@ -501,14 +501,8 @@ func TestConversationsStayWithTheirNode(t *testing.T) {
 		if next == first || turn(1, 2) != next {
 			t.Errorf("the conversation is at %s, then %s", first, next)
 		}
-		if testing.Short() {
-			return
-		}
-		for who := range 3 * client.MaxAffinity {
-			if who%50 == 0 { // the rest of the nodes' time is not needed here
-				time.Sleep(time.Second)
-			}
-			turn(1000+who, 0)
+		for who := range 5 * client.MaxAffinity {
+			client.Remember(tr, fmt.Sprint(who), nodes[0].id)
 		}
 		if n := client.Remembered(tr); n > 2*client.MaxAffinity {
 			t.Errorf("%d conversations are remembered", n)

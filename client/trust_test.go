@@ -169,7 +169,9 @@ func TestGarbageForADirectory(t *testing.T) {
 		"twice":          {text("application/json", `{"nodes":[],"nodes":[]}`), "relay_error", "twice"},
 		"deep":           {text("application/json", `{"x":`+strings.Repeat("[", 20_000)), "relay_error", "malformed"},
 		"too many nodes": {endless(`{"nodes":[{}`, ",{}"), "relay_error", "more than 20000"},
-		"endless":        {endless(`{"nodes":[{"id":"`, "x"), "relay_error", "larger than 64 MiB"},
+		"endless":        {endless(`{"nodes":[{"id":"`, "x"), "relay_error", "an entry is larger than 256 KiB"},
+		"endless field":  {endless(`{"x":"`, "x"), "relay_error", "an entry is larger than 256 KiB"},
+		"endless space":  {endless(`{"nodes":[`, " "), "relay_error", "an entry is larger than 256 KiB"},
 		"dripping": {func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			for r.Context().Err() == nil {
@@ -203,6 +205,25 @@ func TestGarbageForADirectory(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestTheWholeDirectoryIsBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it reads 64 MiB")
+	}
+	one := `{"id":"` + strings.Repeat("x", 200<<10) + `"},`
+	r, w := io.Pipe()
+	go func() {
+		_, err := io.WriteString(w, `{"nodes":[`)
+		for err == nil {
+			_, err = io.WriteString(w, one)
+		}
+	}()
+	good, _, err := client.ReadDirectory(r)
+	r.Close()
+	if err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") || good > 330 {
+		t.Errorf("%d entries, %v", good, err)
 	}
 }
 
