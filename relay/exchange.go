@@ -234,11 +234,13 @@ func (x *exchange) failed(err error, id identity.ID) *problem {
 	x.mu.Lock()
 	reason := x.reason
 	x.mu.Unlock()
-	switch {
-	case reason != nil:
+	if reason != nil {
 		return reason
-	case x.upload.problem() != nil:
-		return x.upload.problem()
+	}
+	if p := x.upload.problem(x.req.Context().Err() != nil); p != nil {
+		return p
+	}
+	switch {
 	case !errors.Is(err, tunnel.ErrUnavailable):
 		return &nodeFailed
 	case x.relay.hub.Conn(string(id)) == nil:
@@ -441,10 +443,14 @@ func (u *upload) end() {
 	}
 }
 
-// problem says what was wrong with the body, if that is why it ended.
-func (u *upload) problem() *problem {
-	if !u.mu.TryLock() {
-		return nil
+// problem says what was wrong with the body, if that is why it ended. gone says
+// that the client's request is over: net/http tells that a moment before the
+// Read that found out returns.
+func (u *upload) problem(gone bool) *problem {
+	if gone {
+		u.mu.Lock()
+	} else if !u.mu.TryLock() {
+		return nil // the tunnel is reading: it is not the body
 	}
 	defer u.mu.Unlock()
 	switch {

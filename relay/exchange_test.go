@@ -409,7 +409,8 @@ func TestCancelReachesTheNode(t *testing.T) {
 						w.Errorf("the node heard of it after %v", took)
 					}
 					upload.CloseWithError(context.Canceled) // HTTP/1.1 clients wait for it
-					if err := <-failed; !errors.Is(err, context.Canceled) {
+					// While it closes, an HTTP/1.1 client may still hear the relay.
+					if err := <-failed; !errors.Is(err, context.Canceled) && (err != nil || when != "uploading") {
 						w.Errorf("client: %v", err)
 					}
 					c.CloseIdleConnections()

@@ -257,6 +257,7 @@ func TestOnlyListedNodes(t *testing.T) {
 		if took := stranger.gone(); took > 0 {
 			t.Errorf("after %v", took)
 		}
+		synctest.Wait()
 		if ids := w.listed(""); len(ids) != 1 || ids[0] != string(friend.ID()) {
 			t.Errorf("listed: %v", ids)
 		}
