@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -15,9 +16,10 @@ import (
 	"token.place/tunnel"
 )
 
-// An exchange is one write each way, or little more: without gathering it is
-// 2.5 by the relay and 2 by the node.
+// An exchange is one write each way when the end that writes is busy, as one
+// processor is; without gathering it is 2.5 by the relay and 2 by the node.
 func TestWritesGathered(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	a, b := memnet.Pipe()
 	relay, node := newCounted(a), newCounted(b)
 	l := dialOn(t, relay, node, answer(2<<10), tunnel.ServeConfig{}, tunnel.Config{})
@@ -28,7 +30,7 @@ func TestWritesGathered(t *testing.T) {
 	for range n {
 		exchange(t, l, up)
 	}
-	if r, w := relay.writes.Load(), node.writes.Load(); r > 2*n || w > 2*n-n/4 {
+	if r, w := relay.writes.Load(), node.writes.Load(); r > n*7/4 || w > n*7/4 {
 		t.Errorf("%.2f and %.2f writes for an exchange", float64(r)/n, float64(w)/n)
 	}
 }

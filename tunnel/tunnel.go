@@ -39,12 +39,15 @@ var (
 const reservedStreams = 2
 
 // maxExchanges bounds the streams a relay opens on one connection whatever the
-// node allows: stalled streams × streamWindow must stay below the relay's
-// connection window of 1 GiB, or one slow client could stop the node.
+// node allows, so that all of them can stall and the connection's window is
+// still open: otherwise slow clients could stop a node.
 const maxExchanges = 1000
+
+const _ = uint(relayWindow - maxExchanges*streamWindow) // does not compile if they could
 
 const (
 	streamWindow = 1 << 20   // bytes in flight per stream: 50 ms of round trip at 20 MB/s
+	relayWindow  = 1 << 30   // bytes in flight to a relay: what net/http's client announces, not settable
 	nodeWindow   = 4<<20 - 1 // bytes in flight to a node: the most net/http lets a server announce
 	frameSize    = 16 << 10  // small, so that a small answer passes a big one on a slow uplink
 

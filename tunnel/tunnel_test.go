@@ -2,6 +2,7 @@ package tunnel_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -127,6 +128,66 @@ func TestExchange(t *testing.T) {
 			t.Errorf("capacity %d, available %v", l.Capacity(), l.Available())
 		}
 	})
+}
+
+// What each end announces, byte for byte as spec/tunnel.md has it.
+func TestSettings(t *testing.T) {
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	const maxConcurrentStreams, enablePush, initialWindowSize, maxFrameSize = 3, 2, 4, 5
+	bubble(t, func(t *testing.T) {
+		relay, node := memnet.Pipe()
+		go tunnel.Serve(t.Context(), node, nil, tunnel.ServeConfig{Capacity: 7})
+		io.WriteString(relay, preface)
+		got, window := opening(t, relay)
+		relay.Close()
+		want := map[uint16]uint32{maxConcurrentStreams: 9, initialWindowSize: 1 << 20, maxFrameSize: 16 << 10}
+		for id, v := range want {
+			if got[id] != v {
+				t.Errorf("the node's setting %d is %d, not %d", id, got[id], v)
+			}
+		}
+		if window != 4<<20-1 {
+			t.Errorf("the node's window is %d", window)
+		}
+	})
+	bubble(t, func(t *testing.T) {
+		relay, node := memnet.Pipe()
+		go tunnel.Open(t.Context(), relay, tunnel.Config{})
+		b := make([]byte, len(preface))
+		if _, err := io.ReadFull(node, b); err != nil || string(b) != preface {
+			t.Fatalf("%q, %v", b, err)
+		}
+		got, window := opening(t, node)
+		node.Close()
+		if got[initialWindowSize] != 1<<20 || got[maxFrameSize] != 16<<10 || got[enablePush] != 0 {
+			t.Errorf("the relay's settings: %v", got)
+		}
+		if window != 1<<30+1<<16-1 {
+			t.Errorf("the relay's window is %d", window)
+		}
+	})
+}
+
+// opening reads a SETTINGS frame and a WINDOW_UPDATE for the connection (RFC
+// 9113 §6.5, §6.9).
+func opening(t *testing.T, c net.Conn) (settings map[uint16]uint32, window uint32) {
+	t.Helper()
+	frame := func(kind byte) []byte {
+		h := make([]byte, 9)
+		if _, err := io.ReadFull(c, h); err != nil || h[3] != kind {
+			t.Fatalf("frame %x, %v", h, err)
+		}
+		b := make([]byte, int(h[0])<<16|int(h[1])<<8|int(h[2]))
+		if _, err := io.ReadFull(c, b); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	settings = map[uint16]uint32{}
+	for b := frame(4); len(b) > 0; b = b[6:] {
+		settings[binary.BigEndian.Uint16(b)] = binary.BigEndian.Uint32(b[2:])
+	}
+	return settings, 1<<16 - 1 + binary.BigEndian.Uint32(frame(8))
 }
 
 func TestServeRefusesCapacity(t *testing.T) {
