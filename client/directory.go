@@ -166,7 +166,8 @@ func (t *Transport) fetch(r *relay, begun uint64) {
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r.fetching, r.begun, r.done, r.err = false, begun, time.Now(), err
+	// Without the monotonic clock, which sleeps when a laptop does.
+	r.fetching, r.begun, r.done, r.err = false, begun, time.Now().Round(0), err
 	if err == nil {
 		r.fetched = r.done
 		r.offers, r.refused, r.verdicts = d.offers, d.refused, d.verdicts
@@ -186,7 +187,7 @@ type directory struct {
 func (t *Transport) download(ctx context.Context, r *relay) (*directory, *Error) {
 	u := *r.URL
 	u.Path = "/v1/nodes"
-	if n := len(t.trust.Nodes); n > 0 && n <= maxAsked {
+	if n := len(t.pinned); n > 0 && n <= maxAsked {
 		q := url.Values{}
 		for id := range t.pinned {
 			q.Add("id", string(id))
@@ -213,8 +214,8 @@ func (t *Transport) download(ctx context.Context, r *relay) (*directory, *Error)
 	switch {
 	case err == nil:
 		return d, nil
-	case ctx.Err() != nil:
-		return nil, r.unreachable(ctx.Err())
+	case errors.As(err, new(*networkError)):
+		return nil, r.unreachable(err)
 	default:
 		return nil, failf(http.StatusBadGateway, "relay_error", "%s did not answer with a directory of nodes: %v. Check that the URL is a token.place relay's", r.name(), err)
 	}
@@ -245,6 +246,8 @@ func readDirectory(body io.Reader, each func(entry, error)) error {
 		}
 	}
 	switch {
+	case m.err != nil:
+		return &networkError{m.err}
 	case m.all <= 0:
 		return fmt.Errorf("it is larger than %d MiB", maxDirectory>>20)
 	case m.one <= 0:
@@ -258,6 +261,7 @@ func readDirectory(body io.Reader, each func(entry, error)) error {
 type meter struct {
 	r        io.Reader
 	all, one int
+	err      error // of r, other than its end
 }
 
 func (m *meter) Read(p []byte) (int, error) {
@@ -268,6 +272,9 @@ func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p[:min(len(p), limit)])
 	m.all -= n
 	m.one -= n
+	if err != nil && err != io.EOF {
+		m.err = err
+	}
 	return n, err
 }
 

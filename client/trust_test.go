@@ -183,6 +183,12 @@ func TestGarbageForADirectory(t *testing.T) {
 				}
 			}
 		}, "relay_unreachable", "in time"},
+		"broken": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, `{"nodes":[`)
+			http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}, "relay_unreachable", "the connection failed"},
 		"hanging": {func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "relay_unreachable", "in time"},
 	} {
 		t.Run(name, func(t *testing.T) {
