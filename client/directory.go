@@ -342,7 +342,14 @@ func (t *Transport) admit(r *relay, d *directory, e entry, err error) {
 	}
 	// The name is only what the relay says, and shown only if it is one.
 	id, _ := identity.ParseID(string(e.ID))
-	d.refused = append(d.refused, Node{ID: id, Relay: r.URL.String(), Refused: v.reason})
+	n := Node{ID: id, Relay: r.URL.String(), Refused: v.reason}
+	if len(t.pinned) == 0 {
+		// Whoever has nothing pinned is looking for what to pin.
+		if signer, desc, err := e.Bundle.Open(time.Now()); err == nil && signer == id {
+			n.Models, n.Capacity, n.NotAfter, n.InFlight = desc.Models, desc.Capacity, desc.NotAfter, max(e.Load.InFlight, 0)
+		}
+	}
+	d.refused = append(d.refused, n)
 }
 
 // Why a node is refused.

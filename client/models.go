@@ -26,7 +26,8 @@ type Model struct {
 	Nodes         int // how many verified nodes offer it
 }
 
-// Node is a node in the directory of a relay.
+// Node is a node in the directory of a relay. Of one that is refused there is only
+// the ID, or what it says of itself if nothing at all is pinned.
 type Node struct {
 	ID       identity.ID // of a refused node what the relay says it is, or ""
 	Relay    string      // URL of the relay that lists it

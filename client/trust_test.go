@@ -89,8 +89,14 @@ func TestNothingPinned(t *testing.T) {
 		if e := refused(t, away, chat); !strings.Contains(e.Message, "2 pinned, none there. Start") {
 			t.Error(e.Message)
 		}
-		if nodes, err := tr.Nodes(t.Context()); err != nil || len(nodes) != 2 || nodes[0].ID > nodes[1].ID {
+		nodes, err := tr.Nodes(t.Context())
+		if err != nil || len(nodes) != 2 || nodes[0].ID > nodes[1].ID {
 			t.Errorf("nodes: %+v, %v", nodes, err)
+		}
+		for _, n := range nodes { // enough to decide what to pin
+			if len(n.Models) != 1 || n.Models[0].ID != "m" || n.Capacity != 8 || n.Refused == "" {
+				t.Errorf("node: %+v", n)
+			}
 		}
 	})
 }
