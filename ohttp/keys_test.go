@@ -197,6 +197,24 @@ func TestRotation(t *testing.T) {
 	})
 }
 
+func TestEarlyRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys := newKeys(t, ohttp.KeysConfig{Life: time.Hour, Overlap: 10 * time.Minute})
+		first := publicKey(t, keys, ohttp.XWing)
+		if err := keys.Rotate(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10*time.Minute - time.Second)
+		if !opens(t, keys, first) {
+			t.Error("a key does not open during the overlap")
+		}
+		time.Sleep(time.Second)
+		if opens(t, keys, first) {
+			t.Error("a replaced key outlives the overlap")
+		}
+	})
+}
+
 func TestKeyIDs(t *testing.T) {
 	keys := newKeys(t, ohttp.KeysConfig{})
 	now := time.Now()
