@@ -287,6 +287,28 @@ func TestRelaysStandInForEachOther(t *testing.T) {
 	})
 }
 
+// A relay that restarted between two requests is noticed by nobody, though the
+// connections to it are dead.
+func TestARelayThatRestarts(t *testing.T) {
+	for _, http1 := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			net := newNetwork(t)
+			n := newNode(t, says("ok"), "m")
+			r := net.relay("relay.test", n)
+			tr := net.client(client.Config{Trust: pins(n)}, r)
+			for range 3 {
+				r.srv.Close()
+				<-r.done
+				r.http1 = http1
+				net.serve(r)
+				if status, answer := ask(t, tr, chat); status != 200 || answer != "ok" {
+					t.Errorf("got %d %s", status, answer)
+				}
+			}
+		})
+	}
+}
+
 // A relay that vanishes without a word is found by pings, before and during an
 // answer.
 func TestARelayThatVanishes(t *testing.T) {

@@ -78,7 +78,10 @@ func (n *stubNode) entry(b identity.Bundle) map[string]any {
 // stubRelay is a relay's HTTP side, in front of nodes in the same process.
 type stubRelay struct {
 	relay identity.Relay
+	cred  *identity.Credential
 	srv   *http.Server
+	done  chan struct{} // closed when srv has stopped
+	http1 bool          // no HTTP/2
 
 	mu        sync.Mutex // guards what follows
 	nodes     []*stubNode
@@ -105,19 +108,19 @@ func (n *network) relay(host string, nodes ...*stubNode) *stubRelay {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	r := &stubRelay{nodes: nodes, bundles: map[identity.ID]identity.Bundle{}}
+	r := &stubRelay{cred: cred, nodes: nodes, bundles: map[identity.ID]identity.Bundle{}}
 	r.relay, err = identity.ParseRelay("https://" + host + "/#" + string(cred.ID()))
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.serve(r, cred)
+	n.serve(r)
 	return r
 }
 
-// serve makes r listen.
-func (n *network) serve(r *stubRelay, cred *identity.Credential) {
+// serve makes r listen, also again after its server was closed.
+func (n *network) serve(r *stubRelay) {
 	n.t.Helper()
-	cert, err := cred.Certificate()
+	cert, err := r.cred.Certificate()
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -130,9 +133,14 @@ func (n *network) serve(r *stubRelay, cred *identity.Credential) {
 	mux.HandleFunc("GET /v1/nodes", r.serveNodes)
 	mux.HandleFunc("POST /v1/exchange/{node}", r.serveExchange)
 	r.srv = &http.Server{Handler: mux, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, ErrorLog: log.New(io.Discard, "", 0)}
-	done := make(chan struct{})
-	go func() { defer close(done); r.srv.ServeTLS(ln, "", "") }()
-	n.t.Cleanup(func() { r.srv.Close(); <-done })
+	srv, done := r.srv, make(chan struct{})
+	r.done = done
+	if r.http1 {
+		srv.Protocols = new(http.Protocols)
+		srv.Protocols.SetHTTP1(true)
+	}
+	go func() { defer close(done); srv.ServeTLS(ln, "", "") }()
+	n.t.Cleanup(func() { srv.Close(); <-done })
 }
 
 func (r *stubRelay) serveNodes(w http.ResponseWriter, req *http.Request) {
@@ -175,7 +183,7 @@ func writeNodes(w http.ResponseWriter, entries ...any) {
 
 func (r *stubRelay) serveExchange(w http.ResponseWriter, req *http.Request) {
 	id := identity.ID(req.PathValue("node"))
-	if req.ProtoMajor != 2 {
+	if req.ProtoMajor != 2 && !r.http1 {
 		panic("an exchange came over " + req.Proto)
 	}
 	r.mu.Lock()
