@@ -88,7 +88,7 @@ func NewKeys(cfg KeysConfig) (*Keys, error) {
 
 // Rotate makes and publishes a new key set. The one it replaces opens requests
 // for another Overlap; sets past their end are destroyed, and so are keys whose
-// replay memory is full, which opened nothing any more.
+// replay memory is full, which open nothing any more.
 //
 // Destroying a key means dropping every reference to it and to its memory of
 // requests. Go may have copied a key while it was in use and does not wipe freed
@@ -127,6 +127,10 @@ func (k *Keys) Rotate(now time.Time) error {
 		return fmt.Errorf("rotate keys: internal error: %w", err)
 	}
 	k.sets, k.public, k.notAfter = append(k.sets, set), public, notAfter
+	select {
+	case <-k.wanted: // what was asked for has just been done
+	default:
+	}
 	return nil
 }
 
@@ -198,9 +202,9 @@ func (k *Keys) NotAfter() time.Time {
 // Life returns how long a key set should be published before Rotate.
 func (k *Keys) Life() time.Duration { return k.cfg.Life }
 
-// Wanted reports when a rotation is wanted ahead of time because a key refuses
-// requests: its replay memory is full, or it outlived its end. The channel holds
-// one report and is never closed.
+// Wanted reports when a rotation is wanted ahead of time because a published key
+// refuses requests from now on: its replay memory is full, or it outlived its end.
+// The channel holds one report and is never closed.
 func (k *Keys) Wanted() <-chan struct{} { return k.wanted }
 
 // Close destroys all keys. Exchanges that are open go on; no new one opens.
@@ -213,8 +217,12 @@ func (k *Keys) Close() {
 	k.sets = nil
 }
 
-// want asks for a rotation. It never blocks.
-func (k *Keys) want() {
+// want asks for a rotation because p is of no more use, if p is published: that an
+// older key ends is in the order of things. It never blocks. The caller holds k.mu.
+func (k *Keys) want(p *privateKey) {
+	if len(k.sets) == 0 || !slices.Contains(k.sets[len(k.sets)-1], p) {
+		return
+	}
 	select {
 	case k.wanted <- struct{}{}:
 	default:
@@ -233,10 +241,9 @@ func (k *Keys) find(h header, enc []byte, now time.Time) (hpke.PrivateKey, error
 		return nil, errUnknownKey
 	case !now.Before(p.notAfter):
 		k.destroy([]*privateKey{p})
-		k.want()
+		k.want(p)
 		return nil, errUnknownKey
 	case len(p.seen) >= k.cfg.Replays:
-		k.want()
 		return nil, errUnknownKey
 	}
 	if _, seen := p.seen[digest(enc)]; seen {
@@ -256,7 +263,6 @@ func (k *Keys) remember(h header, key hpke.PrivateKey, enc []byte) error {
 	case p == nil || p.key != key:
 		return errUnknownKey
 	case len(p.seen) >= k.cfg.Replays:
-		k.want()
 		return errUnknownKey
 	}
 	d := digest(enc)
@@ -265,7 +271,7 @@ func (k *Keys) remember(h header, key hpke.PrivateKey, enc []byte) error {
 	}
 	p.seen[d] = struct{}{}
 	if len(p.seen) >= k.cfg.Replays {
-		k.want()
+		k.want(p)
 	}
 	return nil
 }

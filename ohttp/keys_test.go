@@ -172,8 +172,8 @@ func TestRotation(t *testing.T) {
 		}
 		select {
 		case <-keys.Wanted():
+			t.Error("a rotation is wanted because a replaced key ran out")
 		default:
-			t.Error("no rotation wanted after a key ran out")
 		}
 		if !opens(t, keys, second) {
 			t.Error("the published key stopped with the old one")
@@ -189,6 +189,11 @@ func TestRotation(t *testing.T) {
 		time.Sleep(70 * time.Minute)
 		if opens(t, keys, third) {
 			t.Error("a key opens past its end")
+		}
+		select {
+		case <-keys.Wanted():
+		default:
+			t.Error("no rotation wanted after a published key ran out")
 		}
 		keys.Close()
 		if keys.Live() != 0 {

@@ -21,16 +21,19 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
-// Media types of RFC 9458 section 9 and of the chunked draft. The exchange
-// between Transport and Handler uses the chunked pair; the whole pair is there
-// for any other RFC 9458 client.
+// Media types of RFC 9458 section 9, of the chunked draft and of RFC 9457. The
+// exchange between Transport and Handler uses the chunked pair; the whole pair is
+// there for any other RFC 9458 client.
 const (
-	MediaKeys        = "application/ohttp-keys"
-	mediaRequest     = "message/ohttp-req"
-	mediaResponse    = "message/ohttp-res"
-	mediaChunkedReq  = "message/ohttp-chunked-req"
-	mediaChunkedRes  = "message/ohttp-chunked-res"
-	mediaProblem     = "application/problem+json"
+	mediaRequest    = "message/ohttp-req"
+	mediaResponse   = "message/ohttp-res"
+	mediaChunkedReq = "message/ohttp-chunked-req"
+	mediaChunkedRes = "message/ohttp-chunked-res"
+	mediaProblem    = "application/problem+json"
+)
+
+// Problem types: RFC 9458's two, and ours.
+const (
 	problemKey       = "https://iana.org/assignments/http-problem-types#ohttp-key"
 	problemDate      = "https://iana.org/assignments/http-problem-types#date"
 	problemReplay    = "https://token.place/problems/replay"
