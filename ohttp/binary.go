@@ -146,6 +146,7 @@ type message struct {
 	left   int64 // octets left of the content, or of its current chunk
 	first  bool  // no chunk of the content was read
 	err    error // sticky
+	small  [128]byte
 }
 
 // readMessage reads a request or a response up to its content.
@@ -239,9 +240,8 @@ func (m *message) text(n uint64) (string, error) {
 	if err := m.spend(n); err != nil {
 		return "", err
 	}
-	var small [128]byte
-	b := small[:min(n, uint64(len(small)))]
-	if n > uint64(len(small)) {
+	b := m.small[:min(n, uint64(len(m.small)))]
+	if n > uint64(len(m.small)) {
 		b = make([]byte, n)
 	}
 	if _, err := io.ReadFull(m.src, b); err != nil {

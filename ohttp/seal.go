@@ -226,8 +226,9 @@ func (s *sealedReader) last(limit int, final bool) ([]byte, error) {
 			return nil, errOversized
 		}
 		if n == cap(s.buf) {
-			// Small steps at first: most messages are small. Never far past what came.
-			s.grow(min(n+max(min(3*n, n/2+maxChunk), 1024), limit+tagSize+1))
+			// 1 KiB, 5 KiB, all of a chunk: most messages are small. A whole message grows
+			// by halves, so that memory is never far past what came.
+			s.grow(min(n+max(min(4*n, n/2+maxChunk), 1024), limit+tagSize+1))
 		}
 		m, err := s.r.Read(s.buf[n:cap(s.buf)])
 		if n += m; err == io.EOF {
