@@ -65,11 +65,15 @@ func (e *entry) offers(model string) bool {
 // nobody.
 type directory struct {
 	max     int
+	hub     *tunnel.Hub
 	mu      sync.Mutex // held to replace entries
 	entries atomic.Pointer[[]*entry]
 }
 
-var errFull = errors.New("the relay has as many nodes as it takes")
+var (
+	errFull     = errors.New("the relay has as many nodes as it takes")
+	errReplaced = errors.New("the node has a newer connection")
+)
 
 func (d *directory) all() []*entry {
 	if p := d.entries.Load(); p != nil {
@@ -78,14 +82,22 @@ func (d *directory) all() []*entry {
 	return nil
 }
 
+// Connected is how many nodes can be given an exchange now.
+func (r *Relay) Connected() int { return len(r.directory.all()) }
+
 func find(all []*entry, id identity.ID) (int, bool) {
 	return slices.BinarySearchFunc(all, id, func(e *entry, id identity.ID) int { return cmp.Compare(e.id, id) })
 }
 
-// put adds e or replaces the entry of the same node.
+// put adds e or replaces the entry of the same node, if its connection is the
+// one that the hub uses. Asked with the lock held, it makes that true in the end
+// when two connections of a node come at once, or an older one renews.
 func (d *directory) put(e *entry) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.hub.Conn(string(e.id)) != e.conn {
+		return errReplaced
+	}
 	all := d.all()
 	i, found := find(all, e.id)
 	if !found && len(all) >= d.max {

@@ -29,26 +29,24 @@ const (
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // The only headers that pass, written by us: what the other side sent is
-// compared with them, never copied. They are shared and never changed.
+// compared with them, never copied. They are shared and never changed. An empty
+// User-Agent is how net/http sends none.
 var (
 	plainRequest   = http.Header{"Content-Type": {"message/ohttp-req"}, "User-Agent": {""}}
 	chunkedRequest = http.Header{"Content-Type": {"message/ohttp-chunked-req"}, "User-Agent": {""}}
-	incremental    = http.Header{"Content-Type": {"message/ohttp-chunked-req"}, "Incremental": {"?1"}, "User-Agent": {""}}
 
 	plainAnswer   = []string{"message/ohttp-res"}
 	chunkedAnswer = []string{"message/ohttp-chunked-res"}
 )
 
 // requestHeader is that of the request to the node, or nil if the client's
-// request is not a sealed one. An empty User-Agent is how net/http sends none.
+// request is not a sealed one. Incremental, which asks hops not to wait for the
+// whole, stays here: the relay never does, and it would mark the client.
 func requestHeader(h http.Header) http.Header {
 	switch mediaType(h) {
 	case plainRequest["Content-Type"][0]:
 		return plainRequest
 	case chunkedRequest["Content-Type"][0]:
-		if h.Get("Incremental") == "?1" {
-			return incremental
-		}
 		return chunkedRequest
 	}
 	return nil
@@ -69,7 +67,7 @@ type exchange struct {
 	relay  *Relay
 	w      http.ResponseWriter
 	req    *http.Request
-	rc     *http.ResponseController
+	rc     http.ResponseController
 	upload upload
 	taking progress // of the client taking the answer
 	cancel context.CancelFunc
@@ -104,8 +102,8 @@ func (r *Relay) serveExchange(w http.ResponseWriter, req *http.Request, node str
 		return
 	}
 	ctx, cancel := context.WithCancel(req.Context())
-	x := &exchange{relay: r, w: w, req: req, rc: http.NewResponseController(w), cancel: cancel, ends: r.now() + r.cfg.MaxExchange}
-	x.upload = upload{relay: r, body: req.Body, left: r.cfg.MaxBody, done: make(chan struct{})}
+	x := &exchange{relay: r, w: w, req: req, rc: *http.NewResponseController(w), cancel: cancel, ends: r.now() + r.cfg.MaxExchange}
+	x.upload = upload{relay: r, body: req.Body, left: r.cfg.MaxBody}
 	x.watch = time.AfterFunc(x.pause(), x.check)
 	defer x.end()
 	if p := x.run(ctx, id, header); p != nil {
@@ -143,7 +141,7 @@ func (x *exchange) run(ctx context.Context, id identity.ID, header http.Header) 
 	}
 	// HTTP/1.1 answers only when the request is over: net/http would take the
 	// rest of the body from under the tunnel.
-	if x.req.ProtoMajor == 1 {
+	if x.upload.done != nil {
 		select {
 		case <-x.upload.done:
 		case <-ctx.Done():
@@ -339,7 +337,7 @@ type upload struct {
 	relay    *Relay
 	body     io.Reader
 	progress progress
-	done     chan struct{} // closed when nobody reads it any more
+	done     chan struct{} // unless nil, closed when nobody reads it any more
 
 	mu     sync.Mutex // held while reading; guards the fields below
 	buffer *[bufferSize]byte
@@ -361,6 +359,9 @@ var (
 func (x *exchange) prefetch() *problem {
 	u := &x.upload
 	if n := x.req.ContentLength; n < 0 || n > bufferSize {
+		if x.req.ProtoMajor == 1 {
+			u.done = make(chan struct{})
+		}
 		return nil
 	}
 	u.mu.Lock()
@@ -421,7 +422,11 @@ func (u *upload) Close() error {
 	return nil
 }
 
-func (u *upload) finish() { u.once.Do(func() { close(u.done) }) }
+func (u *upload) finish() {
+	if u.done != nil {
+		u.once.Do(func() { close(u.done) })
+	}
+}
 
 // over tells whether the client's body has been read to its end.
 func (u *upload) over() bool {

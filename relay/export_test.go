@@ -20,7 +20,7 @@ func ParseStatus(line []byte) error {
 
 // Copy copies body to w as an exchange's answer.
 func (r *Relay) Copy(w http.ResponseWriter, body io.ReadCloser) {
-	x := &exchange{relay: r, w: w, req: httptest.NewRequest("POST", "/", nil), rc: http.NewResponseController(w)}
+	x := &exchange{relay: r, w: w, req: httptest.NewRequest("POST", "/", nil), rc: *http.NewResponseController(w)}
 	x.upload.err = io.EOF
 	res := http.Response{StatusCode: http.StatusOK, ContentLength: -1, Body: body}
 	if p := x.copy(&res, chunkedAnswer, ""); p != nil {

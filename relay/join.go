@@ -144,11 +144,16 @@ func (n *node) take(s status) telemetry.Reason {
 	case s.Bundle == nil:
 		return ""
 	}
-	if err := n.relay.directory.put(n.entry); err != nil {
+	n.relay.hub.Attach(string(n.id), n.conn)
+	switch err := n.relay.directory.put(n.entry); err {
+	case nil:
+		return ""
+	case errReplaced:
+		return reasonDrains
+	default:
+		n.relay.hub.Detach(string(n.id), n.conn)
 		return reasonFull
 	}
-	n.relay.hub.Attach(string(n.id), n.conn)
-	return ""
 }
 
 // follow reads lines until the node leaves. An expired descriptor is out of the

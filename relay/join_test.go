@@ -247,6 +247,53 @@ func TestNewerConnectionWins(t *testing.T) {
 	})
 }
 
+// A replaced connection that goes on as if it were not takes nothing back.
+func TestReplacedConnectionRenews(t *testing.T) {
+	test(t, relay.Config{}, func(w *world) {
+		c := credential(w)
+		conn, err := w.dial(c, tunnel.Proto)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := make(chan string, 10)
+		lines <- bundleLine(t, c, descriptor())
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /status", func(rw http.ResponseWriter, r *http.Request) {
+			for {
+				select {
+				case line := <-lines:
+					io.WriteString(rw, line+"\n")
+					http.NewResponseController(rw).Flush()
+				case <-r.Context().Done():
+					return
+				}
+			}
+		})
+		mux.HandleFunc("POST /exchange", chunked("old"))
+		go tunnel.Serve(context.Background(), conn, mux, tunnel.ServeConfig{Capacity: 8})
+		synctest.Wait()
+		young := w.connect(c, 8, chunked("new"))
+		young.lines <- bundleLine(t, c, descriptor())
+		synctest.Wait()
+		lines <- bundleLine(t, c, descriptor())
+		time.Sleep(time.Second)
+		client := w.client("h2")
+		if _, b := w.exchange(client, c.ID(), repeat(10)); b != "new" {
+			t.Errorf("after the older renewed: %q", b)
+		}
+		conn.NetConn().Close()
+		synctest.Wait()
+		if ids := w.listed(""); len(ids) != 1 {
+			t.Errorf("the end of the older took the newer away: %v", ids)
+		}
+		if _, b := w.exchange(client, c.ID(), repeat(10)); b != "new" {
+			t.Errorf("after the end of the older: %q", b)
+		}
+		client.CloseIdleConnections()
+		young.close()
+	})
+}
+
 func TestOnlyListedNodes(t *testing.T) {
 	friend := credential(t)
 	test(t, relay.Config{Nodes: []identity.ID{friend.ID()}}, func(w *world) {

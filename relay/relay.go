@@ -123,7 +123,8 @@ func New(cfg Config) (*Relay, error) {
 	if bad != "" {
 		return nil, fmt.Errorf("new relay: negative:%s", bad)
 	}
-	r := &Relay{cfg: cfg, log: cfg.Log, directory: directory{max: cfg.MaxNodes}, epoch: time.Now().Add(-time.Second)}
+	r := &Relay{cfg: cfg, log: cfg.Log, epoch: time.Now().Add(-time.Second)}
+	r.directory.max, r.directory.hub = cfg.MaxNodes, &r.hub
 	if r.log == nil {
 		r.log = telemetry.Discard()
 	}
