@@ -79,6 +79,7 @@ type trial struct {
 	since  uint64 // Transport.failures: a directory from before is not good enough to give up by
 	second bool   // what failed has been given another chance
 	err    *Error // the last failure of an attempt
+	busy   bool   // it was for want of room
 }
 
 // has reports whether a way was tried. A node with new keys is another.
@@ -121,7 +122,7 @@ func (t *Transport) try(c *call, tr *trial) (way route, changed <-chan struct{},
 	defer t.mu.Unlock()
 	now := time.Now()
 	pending := t.refresh(now, tr.since)
-	if way = t.pick(c, tr, now); way.member == nil && !pending && tr.err != nil && !tr.second && t.answering() {
+	if way = t.pick(c, tr, now); way.member == nil && !pending && tr.err != nil && !tr.busy && !tr.second && t.answering() {
 		// The directory is newer than the last failure: what it still lists
 		// deserves another attempt.
 		tr.tried, tr.second = nil, true
@@ -150,6 +151,10 @@ func (t *Transport) release(way route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	way.member.state.inFlight--
+	select {
+	case t.freed <- struct{}{}: // to the one that has waited longest
+	default:
+	}
 }
 
 // pick chooses a node: the one that has the conversation in its cache, if it has

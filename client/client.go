@@ -65,6 +65,8 @@ type Transport struct {
 	stop context.CancelFunc
 	work sync.WaitGroup // the fetches under way
 
+	freed chan struct{} // an exchange ended; whoever waits for room takes it
+
 	mu       sync.Mutex // guards what follows, and the relays' state
 	changed  chan struct{}
 	nodes    map[identity.ID]*member

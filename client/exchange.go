@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"mime"
 	"net"
 	"net/http"
@@ -25,6 +26,10 @@ const (
 	// maxAttempts is how often a request is sealed, over all nodes, before the
 	// last failure is the answer.
 	maxAttempts = 5
+	// queueTime is how long a request waits for room if all nodes are full, and
+	// queueRetry about how long until it asks again when nothing of ours ends.
+	queueTime  = 30 * time.Second
+	queueRetry = time.Second
 	// maxPeek is how much of an answer is read before it counts as begun.
 	maxPeek = 4 << 10
 	// maxRetryAfter bounds how long we tell an app to wait on a relay's word.
@@ -40,11 +45,15 @@ const (
 
 // exchange seals the request to one node after the other until one answers.
 func (t *Transport) exchange(c *call) (*http.Response, error) {
-	tr := &trial{}
+	tr, began := &trial{}, time.Now()
 	var last *http.Response // an engine's refusal, which the next node may better
-	for range maxAttempts {
+	for n := 0; n < maxAttempts; n++ {
 		way, err := t.choose(c, tr)
 		if err != nil {
+			if last == nil && tr.busy && time.Since(began) < queueTime && t.queue(c, tr) {
+				n = -1
+				continue
+			}
 			return settle(last, err)
 		}
 		tr.tried = append(tr.tried, way)
@@ -57,7 +66,10 @@ func (t *Transport) exchange(c *call) (*http.Response, error) {
 			if !f.retry {
 				return settle(last, f.err)
 			}
-			tr.err, tr.since = f.err, t.blame(way, f.relay)
+			since := t.blame(way, f.relay)
+			if tr.err, tr.busy = f.err, f.busy; !f.busy {
+				tr.since = since
+			}
 			continue
 		}
 		discard(last)
@@ -69,6 +81,23 @@ func (t *Transport) exchange(c *call) (*http.Response, error) {
 		last = resp
 	}
 	return settle(last, tr.failure())
+}
+
+// queue waits until one of our exchanges has ended, or for a while, so that an
+// app with more requests than its node has room for gets answers to all. It
+// reports whether to try again.
+func (t *Transport) queue(c *call, tr *trial) bool {
+	timer := time.NewTimer(queueRetry/2 + rand.N(queueRetry))
+	defer timer.Stop()
+	select {
+	case <-t.freed:
+	case <-timer.C:
+	case <-c.req.Context().Done():
+	case <-t.ctx.Done():
+		return false
+	}
+	tr.tried = nil
+	return true
 }
 
 // retriable reports whether another node may well answer what this one's engine
@@ -210,6 +239,7 @@ type failure struct {
 	err   *Error
 	retry bool // another attempt may work
 	relay bool // the relay is at fault, for all nodes
+	busy  bool // the node is full
 }
 
 // explain makes an error for the app of an attempt's. Apart from a sealed answer
@@ -225,21 +255,21 @@ func (t *Transport) explain(way route, err error) failure {
 	switch {
 	case errors.Is(err, ohttp.ErrKey):
 		return failure{failf(http.StatusBadGateway, "node_key",
-			"node %s does not open what is sealed to the key that %s has for it: try again in a minute; if it stays so, restart the node", id, relay.name()), true, false}
+			"node %s does not open what is sealed to the key that %s has for it: try again in a minute; if it stays so, restart the node", id, relay.name()), true, false, false}
 	case errors.Is(err, errClock):
 		return failure{failf(http.StatusBadRequest, "clock",
-			"node %s refuses the request because its clock and this machine's are more than ten minutes apart: set them right", id), false, false}
+			"node %s refuses the request because its clock and this machine's are more than ten minutes apart: set them right", id), false, false, false}
 	case errors.Is(err, errRedirect):
-		return failure{failf(http.StatusBadGateway, "bad_answer", "node %s answered with a redirect, which no engine does: tell its operator", id), true, false}
+		return failure{failf(http.StatusBadGateway, "bad_answer", "node %s answered with a redirect, which no engine does: tell its operator", id), true, false, false}
 	case errors.Is(err, ohttp.ErrTruncated):
 		return failure{failf(http.StatusBadGateway, "node_lost",
-			"the connection to node %s broke before it answered: try again, or pin another node as well", id), true, false}
+			"the connection to node %s broke before it answered: try again, or pin another node as well", id), true, false, false}
 	case errors.As(err, &unsealed):
 		return relay.explain(id, unsealed)
 	case errors.As(err, &network):
-		return failure{relay.unreachable(err), true, true}
+		return failure{relay.unreachable(err), true, true, false}
 	}
-	return failure{failf(http.StatusBadGateway, "bad_answer", "the answer of node %s does not open: try again, or pin another node as well", id), true, false}
+	return failure{failf(http.StatusBadGateway, "bad_answer", "the answer of node %s does not open: try again, or pin another node as well", id), true, false, false}
 }
 
 // explain makes an error of an answer that was not sealed.
@@ -247,31 +277,31 @@ func (r *relay) explain(id identity.ID, e *ohttp.StatusError) failure {
 	media, _, _ := mime.ParseMediaType(e.ContentType)
 	var problem struct{ Type string }
 	if media != mediaProblem || json.Unmarshal(e.Body, &problem) != nil {
-		return failure{r.notServed(e.Status, e.RetryAfter), true, true}
+		return failure{r.notServed(e.Status, e.RetryAfter), true, true, false}
 	}
 	slug, _ := strings.CutPrefix(problem.Type, ourProblems)
 	switch {
 	case slug == "node-unavailable":
 		f := failure{failf(http.StatusServiceUnavailable, "node_unavailable",
-			"node %s is not connected to %s now: try again soon, or pin another node as well", id, r.name()), true, false}
+			"node %s is not connected to %s now: try again soon, or pin another node as well", id, r.name()), true, false, false}
 		f.err.RetryAfter = retryAfter(e.RetryAfter)
 		return f
 	case slug == "node-busy":
 		f := failure{failf(http.StatusServiceUnavailable, "node_busy",
-			"node %s has no room for another exchange: try again soon, or pin another node as well", id), true, false}
+			"node %s has no room for another exchange: try again soon, or pin another node as well", id), true, false, true}
 		f.err.RetryAfter = retryAfter(e.RetryAfter)
 		return f
 	case slug == "too-large":
-		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s or the node: send less at once", r.name()), false, false}
+		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s or the node: send less at once", r.name()), false, false, false}
 	case slug == "slow-body":
-		return failure{failf(http.StatusBadGateway, "slow_network", "sending the request to %s took too long: try again over a better connection", r.name()), false, false}
+		return failure{failf(http.StatusBadGateway, "slow_network", "sending the request to %s took too long: try again over a better connection", r.name()), false, false, false}
 	case slug == "exchange-timeout":
-		return failure{failf(http.StatusGatewayTimeout, "node_timeout", "node %s did not answer in the time that %s allows: ask for a shorter answer, or for a stream", id, r.name()), false, false}
+		return failure{failf(http.StatusGatewayTimeout, "node_timeout", "node %s did not answer in the time that %s allows: ask for a shorter answer, or for a stream", id, r.name()), false, false, false}
 	case e.Status >= 500 || e.Status == http.StatusBadRequest:
 		return failure{failf(http.StatusBadGateway, "node_lost",
-			"%s could not get an answer from node %s (status %d): try again, or pin another node as well", r.name(), id, e.Status), true, false}
+			"%s could not get an answer from node %s (status %d): try again, or pin another node as well", r.name(), id, e.Status), true, false, false}
 	}
-	return failure{r.notServed(e.Status, e.RetryAfter), true, true}
+	return failure{r.notServed(e.Status, e.RetryAfter), true, true, false}
 }
 
 // notServed is the error for an answer of the relay that is none of those that a
