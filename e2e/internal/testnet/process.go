@@ -116,6 +116,7 @@ func Start(tb testing.TB, c Command) *Process {
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.Dir, "TMPDIR=" + filepath.Join(c.Dir, "tmp")}, c.Env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.err
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // not to outlive a test that was killed
+	p.cmd.WaitDelay = time.Second                                        // for output that a child of its own holds open
 	if err := p.cmd.Start(); err != nil {
 		tb.Fatalf("start %s: %v", c.Name, err)
 	}
