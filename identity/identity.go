@@ -121,7 +121,10 @@ func (r Relay) Addr() string {
 // TLS returns a client-side configuration that accepts this relay only. protos
 // are offered by ALPN.
 func (r Relay) TLS(protos ...string) *tls.Config {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: r.URL.Hostname(), NextProtos: protos}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: r.URL.Hostname(), NextProtos: protos,
+		// Small first records help a web page to show early; what goes here is
+		// one frame at a time, which they would cut into ten.
+		DynamicRecordSizingDisabled: true}
 	if r.ID == "" {
 		return cfg
 	}

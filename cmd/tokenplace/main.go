@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -75,6 +76,9 @@ var commands = map[string]func(context.Context, streams, []string) error{
 }
 
 func main() {
+	// net/http and others say things about connections here. What may leave this
+	// process leaves through telemetry.
+	log.SetOutput(io.Discard)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// The first Ctrl-C drains; with the handler gone, a second one ends at once.
 	context.AfterFunc(ctx, stop)
