@@ -22,6 +22,10 @@ import (
 	"token.place/ohttp"
 )
 
+// NodeHeader is the field of an answer that names the node which gave it: the one
+// party besides the app that could read the exchange. It is ours, not the node's.
+const NodeHeader = "Tokenplace-Node"
+
 const (
 	// maxAttempts is how often a request is sealed, over all nodes, before the
 	// last failure is the answer.
@@ -148,6 +152,7 @@ func (t *Transport) attempt(c *call, way route) (*http.Response, error) {
 	}
 	body := &answer{src: resp.Body, release: func() { t.release(way) }}
 	resp.Body, resp.Request = body, c.req
+	resp.Header.Set(NodeHeader, id)
 	if err := checkAnswer(resp); err != nil {
 		body.Close()
 		return nil, err

@@ -57,7 +57,7 @@ func (g guard) check(h http.Header, r *http.Request) error {
 			"this server does not answer pages of the origin %q: if it is yours, allow it with --allow-origin %s", clip(origins[0]), clip(origins[0]))
 	}
 	h.Set("Access-Control-Allow-Origin", origins[0])
-	h.Set("Access-Control-Expose-Headers", "Retry-After")
+	h.Set("Access-Control-Expose-Headers", "Retry-After, "+NodeHeader)
 	return nil
 }
 

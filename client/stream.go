@@ -18,7 +18,7 @@ const mediaEvents = "text/event-stream"
 
 // shownHeaders are the fields of a node's answer that reach the app. Cookies,
 // redirects and permissions for web pages are not a node's to give.
-var shownHeaders = []string{"Content-Type", "Retry-After"}
+var shownHeaders = []string{"Content-Type", "Retry-After", NodeHeader}
 
 // stream writes one answer to an app. While the app waits for events and none
 // come it writes comments, which no parser of events sees, so that nobody

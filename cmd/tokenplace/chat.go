@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"token.place/client"
 	"token.place/openai"
 )
 
@@ -33,7 +34,7 @@ PROMPT it keeps a conversation: an empty line or Ctrl-D ends it.
 	--relay URL     go through this relay, without a local server; again for more
 	--node ID       a node that you trust, with --relay; again for more
 	--json          print one JSON line when the answer is complete:
-	                {"model":…,"content":…,"finish_reason":…}
+	                {"model":…,"content":…,"finish_reason":…,"node":…}
 
 Example:
 
@@ -62,6 +63,7 @@ type answer struct {
 	Model        string `json:"model"`
 	Content      string `json:"content"`
 	FinishReason string `json:"finish_reason"`
+	Node         string `json:"node,omitempty"` // who could read it
 }
 
 func runChat(ctx context.Context, s streams, args []string) error {
@@ -117,12 +119,23 @@ func runChat(ctx context.Context, s streams, args []string) error {
 	if a.Content != "" {
 		fmt.Fprintln(s.out)
 	}
+	if isTerminal(s.err) {
+		io.WriteString(s.err, a.label())
+	}
 	return err
 }
 
-// isTerminal reports whether a person types r.
-func isTerminal(r io.Reader) bool {
-	file, ok := r.(*os.File)
+// label says who could have read the exchange.
+func (a answer) label() string {
+	if a.Node == "" {
+		return ""
+	}
+	return "(sealed to node " + a.Node + ", whose operator can read it; the relay cannot)\n"
+}
+
+// isTerminal reports whether a person is at the other end of a stream.
+func isTerminal(stream any) bool {
+	file, ok := stream.(*os.File)
 	if !ok {
 		return false
 	}
@@ -133,7 +146,8 @@ func isTerminal(r io.Reader) bool {
 // converse asks for one line after the other. What went wrong with one answer
 // is said, and the conversation goes on without it.
 func (c *chat) converse(ctx context.Context, s streams) error {
-	fmt.Fprintf(s.err, "Talking to %s. The node that answers can read this; the relay cannot. An empty line ends it.\n", c.model)
+	fmt.Fprintf(s.err, "Talking to %s. An empty line ends it.\n", c.model)
+	last := "" // node that answered
 	lines := make(chan string)
 	go func() { // ends with the process: a terminal's read cannot be cancelled
 		defer close(lines)
@@ -154,8 +168,12 @@ func (c *chat) converse(ctx context.Context, s streams) error {
 				fmt.Fprintln(s.err)
 				return nil
 			}
-			_, err := c.ask(ctx, line, s.out)
+			a, err := c.ask(ctx, line, s.out)
 			fmt.Fprintln(s.out)
+			if a.Node != "" && a.Node != last {
+				last = a.Node
+				io.WriteString(s.err, a.label())
+			}
 			if err != nil && ctx.Err() == nil {
 				fmt.Fprintf(s.err, "tokenplace: %v\n", err)
 			}
@@ -197,7 +215,7 @@ func (c *chat) ask(ctx context.Context, prompt string, w io.Writer) (answer, err
 		return answer{}, err
 	}
 	defer resp.Body.Close()
-	a := answer{Model: c.model}
+	a := answer{Model: c.model, Node: resp.Header.Get(client.NodeHeader)}
 	for events := openai.NewEvents(resp.Body); ; {
 		e, err := events.Next()
 		if err != nil {
@@ -245,8 +263,7 @@ func delta(data []byte) (piece, finish string, err error) {
 // clean takes control characters out of what goes to a terminal: a model's
 // answer must not be able to move the cursor or set the window's title.
 func clean(s string, w io.Writer) string {
-	file, ok := w.(*os.File)
-	if !ok || !isTerminal(file) {
+	if !isTerminal(w) {
 		return s
 	}
 	return strings.Map(func(r rune) rune {

@@ -38,7 +38,7 @@ func (p *Pocket) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				"; it has /v1/chat/completions, /v1/completions and /v1/models", Code: "not_supported"})
 		}
 	default:
-		openai.WriteError(w, http.StatusNotFound, openai.Error{Message: "there is no such endpoint; pocket has /v1/chat/completions, /v1/completions and /v1/models", Code: "not_found"})
+		openai.WriteError(w, http.StatusNotFound, openai.Error{Message: "there is no such endpoint; pocket has /v1/chat/completions, /v1/completions and /v1/models", Code: "unknown_path"})
 	}
 }
 
@@ -100,7 +100,7 @@ func (p *Pocket) serveAnswer(w http.ResponseWriter, r *http.Request, chat bool) 
 		openai.WriteError(w, http.StatusRequestEntityTooLarge, openai.Error{Message: "the request is larger than 1 MiB", Code: "request_too_large"})
 		return
 	} else if err != nil {
-		openai.WriteError(w, http.StatusBadRequest, openai.Error{Message: "the request's body ended early", Code: "incomplete_body"})
+		openai.WriteError(w, http.StatusBadRequest, openai.Error{Message: "the request's body ended early", Code: "incomplete_request"})
 		return
 	}
 	t, f := p.parse(body, chat)
@@ -111,7 +111,7 @@ func (p *Pocket) serveAnswer(w http.ResponseWriter, r *http.Request, chat bool) 
 	s, err := p.queue.acquire(r.Context())
 	if errors.Is(err, errBusy) {
 		w.Header().Set("Retry-After", "1")
-		openai.WriteError(w, http.StatusTooManyRequests, openai.Error{Message: "pocket is busy and its queue is full; try again in a second", Code: "queue_full"})
+		openai.WriteError(w, http.StatusTooManyRequests, openai.Error{Message: "pocket is busy and its queue is full; try again in a second", Code: "engine_busy"})
 		return
 	} else if err != nil {
 		cancelled(w)

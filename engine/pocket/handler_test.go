@@ -242,7 +242,7 @@ func TestQueue(t *testing.T) {
 		refused, _ := start("refused")
 		var e struct{ Error struct{ Code string } }
 		json.Unmarshal(refused.Body.Bytes(), &e)
-		if refused.Code != 429 || refused.Header().Get("Retry-After") == "" || e.Error.Code != "queue_full" {
+		if refused.Code != 429 || refused.Header().Get("Retry-After") == "" || e.Error.Code != "engine_busy" {
 			t.Errorf("queue full: %d %v %s", refused.Code, refused.Header(), refused.Body)
 		}
 		for _, w := range []*httptest.ResponseRecorder{first, second, third} {

@@ -17,7 +17,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"token.place/client"
 	"token.place/engine"
+	"token.place/identity"
 	"token.place/internal/devnet"
 	"token.place/internal/memnet"
 	"token.place/internal/telemetry"
@@ -77,6 +79,9 @@ func TestPocketAnswersThroughTheWholeNetwork(t *testing.T) {
 				`{"model":"`+model+`","stream":true,"messages":[{"role":"user","content":"What is a river?"}]}`)
 			text, pieces, err := readStream(resp.Body)
 			resp.Body.Close()
+			if id := identity.ID(resp.Header.Get(client.NodeHeader)); id != n.Nodes[0].ID() && id != n.Nodes[1].ID() {
+				t.Errorf("the answer is labelled with the node %q", id)
+			}
 			if text != "River: a large natural stream of water." || pieces < 3 || err != nil {
 				t.Errorf("%s: %q in %d events, %v", model, text, pieces, err)
 			}
@@ -291,6 +296,7 @@ func TestCanariesStayInside(t *testing.T) {
 		var head bytes.Buffer
 		r.Header.Write(&head)
 		seen <- string(body) + head.String() + r.RemoteAddr
+		w.Header().Set("Tokenplace-Node", "forged")
 		w.Header().Set("Content-Type", "application/json")
 		io.WriteString(w, `{"choices":[{"message":{"content":"CANARY-ANSWER"}}]}`)
 	}}
@@ -306,6 +312,9 @@ func TestCanariesStayInside(t *testing.T) {
 		}
 		body, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
+		if got := resp.Header.Get(client.NodeHeader); len(got) != 26 {
+			t.Errorf("the engine chose the label %q", got)
+		}
 		if !strings.Contains(string(body), "CANARY-ANSWER") {
 			t.Fatalf("no answer: %s", body)
 		}
