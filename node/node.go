@@ -114,7 +114,9 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, cert: cert, keys: keys}
 	n.state.init(cfg.Capacity)
-	sealed := &ohttp.Handler{Keys: keys, Next: n.limit(cfg.Engine)}
+	sealed := &ohttp.Handler{Keys: keys, Next: n.limit(cfg.Engine), OnPanic: func(stack []byte) {
+		cfg.Log.Error("a bug: the code that answers panicked", "reason", telemetry.Reason("please report it, with the stack that TOKENPLACE_ENV=development shows"), "stack", string(stack))
+	}}
 	mux := http.NewServeMux()
 	mux.Handle("POST /exchange", sealed)
 	n.handler = mux

@@ -56,6 +56,7 @@ var allowed = map[string]Environment{
 	"relay":    Development,
 	"nodes":    Development, // how many are connected
 	"wait":     Development, // until the next attempt
+	"stack":    Development, // of our own code, after a panic: functions and lines
 }
 
 // Reason is a constant that says why something happened. Its own type keeps an
