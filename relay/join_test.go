@@ -72,6 +72,10 @@ func TestBadNodes(t *testing.T) {
 			lines <- bundleLine(w, c, descriptor())
 			lines <- "hello"
 		},
+		"nothing later": func(w *world, c *identity.Credential, lines chan<- string) {
+			lines <- bundleLine(w, c, descriptor())
+			lines <- "{}"
+		},
 		"bad bundle later": func(w *world, c *identity.Credential, lines chan<- string) {
 			lines <- bundleLine(w, c, descriptor())
 			lines <- bundleLine(w, credential(w), descriptor())

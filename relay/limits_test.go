@@ -181,6 +181,28 @@ func TestEarlyAnswers(t *testing.T) {
 	}
 }
 
+// An answer does not wait for a client that has stopped sending, once the node
+// wants no more of the request.
+func TestEarlyAnswerToAStalledUpload(t *testing.T) {
+	for status, contentType := range map[int]string{200: "message/ohttp-res", 401: "application/problem+json"} {
+		test(t, relay.Config{}, func(w *world) {
+			n := w.join(func(rw http.ResponseWriter, r *http.Request) {
+				rw.Header().Set("Content-Type", contentType)
+				rw.WriteHeader(status)
+				io.WriteString(rw, "answer")
+				http.NewResponseController(rw).Flush()
+			})
+			at := time.Now()
+			res, body := w.talk("POST /v1/exchange/" + string(n.ID()) + " HTTP/1.1\r\nHost: relay\r\nContent-Type: message/ohttp-req\r\n" +
+				"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+			if took := time.Since(at); res.StatusCode != status || body != "answer" || took > 0 || !res.Close {
+				t.Errorf("%d %s after %v, close %v", res.StatusCode, body, took, res.Close)
+			}
+			n.close()
+		})
+	}
+}
+
 // Pipelined requests are answered in their order, also when one is refused.
 func TestPipelining(t *testing.T) {
 	test(t, relay.Config{}, func(w *world) {
