@@ -17,13 +17,16 @@ import (
 	"token.place/tunnel"
 )
 
-// entry is what the directory says of a node that is connected.
+// entry is what the directory says of a node that is connected. There are many:
+// it keeps the bundle once, as the JSON that clients get.
 type entry struct {
-	id         identity.ID
-	conn       *tunnel.Conn
-	descriptor identity.Descriptor
-	json       []byte               // {"id":…,"bundle":{…},"load":{"in_flight":
-	load       atomic.Pointer[load] // as the node last said; nil until then
+	id       identity.ID
+	conn     *tunnel.Conn
+	models   []identity.Model
+	capacity int
+	notAfter time.Time
+	json     []byte               // {"id":…,"bundle":{…},"load":{"in_flight":
+	load     atomic.Pointer[load] // as the node last said; nil until then
 }
 
 // load is a hint, not signed, of how busy a node is.
@@ -39,13 +42,13 @@ func newEntry(id identity.ID, d identity.Descriptor, b identity.Bundle, c *tunne
 		return nil, err
 	}
 	text = slices.Concat([]byte(`{"id":"`+id+`","bundle":`), text, []byte(`,"load":{"in_flight":`))
-	return &entry{id: id, conn: c, descriptor: d, json: text}, nil
+	return &entry{id: id, conn: c, models: d.Models, capacity: d.Capacity, notAfter: d.NotAfter, json: text}, nil
 }
 
 // append adds the entry's JSON to b. The relay knows of its own exchanges
 // before the node says so, and the node of those from other relays.
 func (e *entry) append(b []byte) []byte {
-	l := load{InFlight: e.conn.InFlight(), Capacity: e.descriptor.Capacity}
+	l := load{InFlight: e.conn.InFlight(), Capacity: e.capacity}
 	if said := e.load.Load(); said != nil {
 		l = load{InFlight: max(l.InFlight, said.InFlight), Capacity: said.Capacity}
 	}
@@ -57,7 +60,7 @@ func (e *entry) append(b []byte) []byte {
 }
 
 func (e *entry) offers(model string) bool {
-	return slices.ContainsFunc(e.descriptor.Models, func(m identity.Model) bool { return m.ID == model })
+	return slices.ContainsFunc(e.models, func(m identity.Model) bool { return m.ID == model })
 }
 
 // directory holds the entries of nodes that take exchanges, in order of their
@@ -126,7 +129,7 @@ func (d *directory) remove(id identity.ID, c *tunnel.Conn) {
 // get returns the entry of a node whose descriptor is in force, or nil.
 func (d *directory) get(id identity.ID, now time.Time) *entry {
 	all := d.all()
-	if i, found := find(all, id); found && now.Before(all[i].descriptor.NotAfter) {
+	if i, found := find(all, id); found && now.Before(all[i].notAfter) {
 		return all[i]
 	}
 	return nil
@@ -157,7 +160,7 @@ func (d *directory) pick(query string, now time.Time) ([]*entry, error) {
 	}
 	var picked []*entry
 	for _, e := range all {
-		if now.Before(e.descriptor.NotAfter) && (!q.Has("model") || e.offers(q.Get("model"))) {
+		if now.Before(e.notAfter) && (!q.Has("model") || e.offers(q.Get("model"))) {
 			picked = append(picked, e)
 		}
 	}
@@ -199,13 +202,23 @@ func (r *Relay) serveKeys(w http.ResponseWriter, req *http.Request, node string)
 		r.refuse(w, req, notFound)
 		return
 	}
-	e := r.directory.get(id, time.Now())
+	now := time.Now()
+	e := r.directory.get(id, now)
 	if e == nil {
 		r.refuse(w, req, nodeUnavailable)
 		return
 	}
+	var listed struct{ Bundle identity.Bundle }
+	if err := json.Unmarshal(e.append(nil), &listed); err != nil {
+		panic("internal error: " + err.Error())
+	}
+	_, d, err := listed.Bundle.Open(now)
+	if err != nil {
+		r.refuse(w, req, nodeUnavailable)
+		return
+	}
 	r.answer(w, "application/ohttp-keys")
-	w.Write(e.descriptor.Keys)
+	w.Write(d.Keys)
 }
 
 // model is an entry of OpenAI's list of models. The relay must not reach the
@@ -224,10 +237,10 @@ func (r *Relay) serveModels(w http.ResponseWriter, req *http.Request) {
 	now := time.Now()
 	contexts := map[string]int{}
 	for _, e := range r.directory.all() {
-		if !now.Before(e.descriptor.NotAfter) {
+		if !now.Before(e.notAfter) {
 			continue
 		}
-		for _, m := range e.descriptor.Models {
+		for _, m := range e.models {
 			contexts[m.ID] = max(contexts[m.ID], m.ContextLength)
 		}
 	}

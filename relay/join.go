@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"token.place/identity"
@@ -52,29 +53,40 @@ const (
 	reasonLost    telemetry.Reason = "its connection ended"
 )
 
-// serveNode runs a node's connection to its end. It calls proved when the node
-// is in the directory or refused, within limit.
-func (r *Relay) serveNode(ctx context.Context, t *tls.Conn, limit time.Duration, proved func()) {
+// join lets a node in that says who it is within limit, or returns nil.
+func (r *Relay) join(ctx context.Context, t *tls.Conn, limit time.Duration) *node {
 	id, err := identity.PeerID(t.ConnectionState())
 	if err != nil {
 		panic("internal error: " + err.Error()) // VerifyConnection has seen it
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	n := node{relay: r, id: id, cancel: cancel}
+	n := &node{relay: r, id: id, cancel: cancel}
 	late := time.AfterFunc(limit, cancel)
-	reason := n.join(ctx, t)
-	late.Stop()
-	proved()
-	if reason != "" {
-		r.log.LogAttrs(ctx, slog.LevelDebug, "node refused", slog.String("node", string(id)), slog.Any("reason", reason))
-	} else {
-		r.log.LogAttrs(ctx, slog.LevelDebug, "node joins", slog.String("node", string(id)),
-			slog.Int("models", len(n.entry.descriptor.Models)), slog.Int("capacity", n.conn.Capacity()))
-		reason = n.follow()
-		n.leave(ctx, reason)
-		r.log.LogAttrs(ctx, slog.LevelDebug, "node leaves", slog.String("node", string(id)), slog.Any("reason", reason))
+	defer late.Stop()
+	if reason := n.join(ctx, t); reason != "" {
+		n.log("node refused", reason)
+		n.close()
+		return nil
 	}
+	r.log.LogAttrs(ctx, slog.LevelDebug, "node joins", slog.String("node", string(id)),
+		slog.Int("models", len(n.entry.models)), slog.Int("capacity", n.conn.Capacity()))
+	return n
+}
+
+// serve runs the connection of a node that has joined to its end.
+func (n *node) serve(ctx context.Context) {
+	reason := n.follow()
+	n.leave(ctx, reason)
+	n.log("node leaves", reason)
+	n.close()
+}
+
+func (n *node) log(message string, reason telemetry.Reason) {
+	n.relay.log.LogAttrs(context.Background(), slog.LevelDebug, message, slog.String("node", string(n.id)), slog.Any("reason", reason))
+}
+
+func (n *node) close() {
+	n.cancel()
 	if n.conn != nil {
 		n.conn.Close()
 	}
@@ -91,8 +103,8 @@ type node struct {
 }
 
 // join opens the tunnel and puts the node into the directory when its first
-// line is a bundle of its own. An empty reason is success. conn, when set, is
-// the caller's to close; the status ends with ctx.
+// line is a bundle of its own. An empty reason is success. Its status ends with
+// ctx.
 func (n *node) join(ctx context.Context, t *tls.Conn) telemetry.Reason {
 	conn, err := tunnel.Open(ctx, t, tunnel.Config{})
 	if err != nil {
@@ -112,15 +124,19 @@ func (n *node) join(ctx context.Context, t *tls.Conn) telemetry.Reason {
 		return reasonStatus
 	}
 	n.lines = bufio.NewReaderSize(res.Body, 512) // it waits most of its life
-	s, err := n.read()
-	if err != nil || s.Bundle == nil {
+	line, err := n.read()
+	if err != nil {
 		return reasonStatus
 	}
-	return n.take(s)
+	return n.take(line)
 }
 
 // take does what a line says.
-func (n *node) take(s status) telemetry.Reason {
+func (n *node) take(line []byte) telemetry.Reason {
+	s, err := parseStatus(line)
+	if err != nil || s.Bundle == nil && n.entry == nil {
+		return reasonStatus
+	}
 	if s.Bundle != nil {
 		id, d, err := s.Bundle.Open(time.Now())
 		if err != nil || id != n.id {
@@ -162,12 +178,12 @@ func (n *node) follow() telemetry.Reason {
 	wait := time.NewTimer(0)
 	defer wait.Stop()
 	for {
-		expiry := time.AfterFunc(time.Until(n.entry.descriptor.NotAfter)+expiryGrace, n.cancel)
+		expiry := time.AfterFunc(time.Until(n.entry.notAfter)+expiryGrace, n.cancel)
 		select {
 		case <-wait.C:
 		case <-n.conn.Done(): // then reading fails at once
 		}
-		s, err := n.read()
+		line, err := n.read()
 		expired := !expiry.Stop()
 		wait.Reset(lineInterval)
 		switch {
@@ -180,7 +196,12 @@ func (n *node) follow() telemetry.Reason {
 		case err != nil:
 			return reasonLost
 		}
-		if reason := n.take(s); reason != "" {
+		// Beside this goroutine, which there is one of for each idle node: what
+		// stack the parsing takes is not kept until the next line.
+		var reason telemetry.Reason
+		var taken sync.WaitGroup
+		taken.Go(func() { reason = n.take(line) })
+		if taken.Wait(); reason != "" {
 			return reason
 		}
 	}
@@ -206,25 +227,22 @@ func (n *node) leave(ctx context.Context, reason telemetry.Reason) {
 var errLine = errors.New("malformed status line")
 
 // read reads a line.
-func (n *node) read() (s status, err error) {
-	var line []byte
+func (n *node) read() (line []byte, err error) {
 	for {
 		part, err := n.lines.ReadSlice('\n')
 		if len(line)+len(part) > maxLine {
-			return s, fmt.Errorf("%w: longer than %d bytes", errLine, maxLine)
+			return nil, fmt.Errorf("%w: longer than %d bytes", errLine, maxLine)
 		}
 		line = append(line, part...)
-		if err == nil {
-			break
-		}
-		if err != bufio.ErrBufferFull {
-			if err == io.EOF && len(line) > 0 {
-				err = io.ErrUnexpectedEOF
-			}
-			return s, err
+		switch {
+		case err == nil:
+			return line, nil
+		case err == io.EOF && len(line) > 0:
+			return nil, io.ErrUnexpectedEOF
+		case err != bufio.ErrBufferFull:
+			return nil, err
 		}
 	}
-	return parseStatus(line)
 }
 
 // parseStatus reads a line strictly: one object, known fields, sane numbers.

@@ -168,32 +168,35 @@ func (s *server) accept(ctx context.Context, ln net.Listener) error {
 		if len(places) > cap(places)/2 {
 			limit /= 5
 		}
-		s.running.Go(func() { s.greet(ctx, &peer{nc}, limit, func() { <-places }) })
+		s.running.Go(func() {
+			s.greet(ctx, &peer{nc}, limit)
+			<-places
+		})
 	}
 }
 
-// greet secures a connection and gives it to who serves its protocol. It calls
-// proved, within about limit, when the other end has done what it must.
-func (s *server) greet(ctx context.Context, p *peer, limit time.Duration, proved func()) {
+// greet secures a connection and gives it to who serves its protocol. It returns
+// within about limit, when the other end has proved itself or is refused.
+func (s *server) greet(ctx context.Context, p *peer, limit time.Duration) {
 	deadline, cancel := context.WithTimeout(ctx, limit)
 	t := tls.Server(p, s.relay.tls)
 	err := t.HandshakeContext(deadline)
 	cancel()
 	if err != nil {
 		p.Close()
-		proved()
 		return
 	}
 	switch t.ConnectionState().NegotiatedProtocol {
 	case tunnel.Proto:
-		s.relay.serveNode(s.ctx, t, limit, proved)
-		return
+		if n := s.relay.join(s.ctx, t, limit); n != nil {
+			// Elsewhere, as this goroutine's stack has grown in the handshake.
+			s.running.Go(func() { n.serve(s.ctx) })
+		}
 	case "h2":
 		s.clients.push(t)
 	default:
 		s.clients.push(&strictConn{Conn: t, hurry: s.hurry})
 	}
-	proved()
 }
 
 // connState counts the clients' connections that net/http runs.
