@@ -104,7 +104,9 @@ func (r *Relay) serveExchange(w http.ResponseWriter, req *http.Request, node str
 	ctx, cancel := context.WithCancel(req.Context())
 	x := &exchange{relay: r, w: w, req: req, rc: *http.NewResponseController(w), cancel: cancel, ends: r.now() + r.cfg.MaxExchange}
 	x.upload = upload{relay: r, body: req.Body, left: r.cfg.MaxBody}
+	x.mu.Lock() // check may run at once
 	x.watch = time.AfterFunc(x.pause(), x.check)
+	x.mu.Unlock()
 	defer x.end()
 	if p := x.run(ctx, id, header); p != nil {
 		x.end()
@@ -389,11 +391,11 @@ func (u *upload) Read(p []byte) (int, error) {
 		return 0, errEnded
 	case len(u.head) > 0:
 		n := copy(p, u.head)
-		u.head = u.head[n:]
-		if len(u.head) == 0 && u.err == io.EOF {
-			return n, io.EOF
+		if u.head = u.head[n:]; len(u.head) > 0 {
+			return n, nil
 		}
-		return n, nil
+		u.free() // the answer may be long in coming
+		return n, u.err
 	case u.err != nil:
 		return 0, u.err
 	}
@@ -441,10 +443,15 @@ func (u *upload) over() bool {
 func (u *upload) end() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.closed, u.head = true, nil
+	u.closed = true
+	u.free()
+}
+
+// free gives the buffer back; u.mu is held.
+func (u *upload) free() {
 	if u.buffer != nil {
 		buffers.Put(u.buffer)
-		u.buffer = nil
+		u.buffer, u.head = nil, nil
 	}
 }
 
