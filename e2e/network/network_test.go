@@ -3,6 +3,7 @@
 package network
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -224,6 +225,35 @@ func TestRestart(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A client that leaves stops the engine, in every phase of an exchange.
+func TestCancel(t *testing.T) {
+	for _, phase := range []struct {
+		name        string
+		stream, say bool
+	}{{"before the answer", true, false}, {"mid-stream", true, true}, {"not streamed", false, false}} {
+		t.Run(phase.name, func(t *testing.T) {
+			l := newLab(t, 1)
+			l.ask.Stream = phase.stream
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			got := l.ask.Ask(ctx)
+			_, call := l.next(t)
+			if phase.say {
+				call.Say("one")
+				if !got.Seen("one") {
+					t.Fatalf("the stream did not begin: %+v", got)
+				}
+			}
+			cancel()
+			select {
+			case <-call.Gone:
+			case <-time.After(testnet.Patience):
+				t.Error("the engine was not stopped")
+			}
+		})
 	}
 }
 

@@ -25,12 +25,12 @@ func TestNodeClients(t *testing.T) {
 		}
 	}))
 	defer stopped.Close()
-	for engine, dev := range networks(t) {
+	overEngines(t, func(t *testing.T, baseURL string) {
 		for _, file := range []string{"openai.test.mjs", "ai.test.mjs"} {
-			t.Run(file+"/"+engine, func(t *testing.T) {
+			t.Run(file, func(t *testing.T) {
 				cmd := exec.CommandContext(t.Context(), "node", "--test", "sdk/"+file)
 				cmd.Dir = dir
-				cmd.Env = append(cmd.Environ(), "BASE_URL="+dev.BaseURL, "STUB_BASE_URL="+aborts.BaseURL, "STUB_GONE="+stopped.URL)
+				cmd.Env = append(cmd.Environ(), "BASE_URL="+baseURL, "STUB_BASE_URL="+aborts.BaseURL, "STUB_GONE="+stopped.URL)
 				out, err := cmd.CombinedOutput()
 				if err != nil {
 					t.Errorf("node --test: %v", err)
@@ -38,5 +38,5 @@ func TestNodeClients(t *testing.T) {
 				t.Logf("%s", out)
 			})
 		}
-	}
+	})
 }

@@ -38,27 +38,29 @@ var chatters = map[string]func(baseURL string) chatter{
 	"go-openai": newSashabaranov,
 }
 
-// networks starts the networks that clients are tried on: pocket always, and
-// llama-server if it is to be had. It says which.
-func networks(t *testing.T) map[string]*testnet.Dev {
-	t.Helper()
-	all := map[string]*testnet.Dev{"pocket": testnet.StartDev(t, testnet.Command{}, "--engine", "pocket")}
-	url, err := testnet.StartLlama(t)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "e2e: engines: pocket only; llama-server cannot be had: %v\n", err)
-		return all
-	}
-	all["llama-server"] = testnet.StartDev(t, testnet.Command{Name: "dev-llama"}, "--engine", url)
-	fmt.Fprintln(os.Stderr, "e2e: engines: pocket and llama-server")
-	return all
+// overEngines runs f with the base URL of a network for each engine: pocket
+// always, and llama-server if it is to be had. It says which ran.
+func overEngines(t *testing.T, f func(t *testing.T, baseURL string)) {
+	t.Run("pocket", func(t *testing.T) {
+		f(t, testnet.StartDev(t, testnet.Command{}, "--engine", "pocket").BaseURL)
+	})
+	t.Run("llama-server", func(t *testing.T) {
+		url, err := testnet.StartLlama(t)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: %s ran with pocket only: llama-server cannot be had: %v\n", t.Name(), err)
+			t.Skipf("llama-server cannot be had, so this ran with pocket only: %v", err)
+		}
+		f(t, testnet.StartDev(t, testnet.Command{}, "--engine", url).BaseURL)
+		fmt.Fprintf(os.Stderr, "e2e: %s ran\n", t.Name())
+	})
 }
 
 func TestGoClients(t *testing.T) {
-	for engine, dev := range networks(t) {
+	overEngines(t, func(t *testing.T, baseURL string) {
 		for name, open := range chatters {
-			t.Run(name+"/"+engine, func(t *testing.T) { converse(t, open(dev.BaseURL)) })
+			t.Run(name, func(t *testing.T) { converse(t, open(baseURL)) })
 		}
-	}
+	})
 }
 
 func converse(t *testing.T, c chatter) {
