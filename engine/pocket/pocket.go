@@ -1,7 +1,7 @@
 // Package pocket answers the OpenAI API with a tiny language model that is part
 // of the binary, so that a network has something real to run before anyone
 // installs an engine. It is a demonstration model, about a million weights
-// taught a small dictionary: README.md has what it can do and how it was made.
+// taught a small dictionary: recipe/README.md has what it can do and how it was made.
 //
 // Everything runs in Go, on one thread for each answer. Nothing of an exchange
 // is kept once it is answered.

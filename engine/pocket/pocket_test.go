@@ -23,6 +23,7 @@ func TestAnswers(t *testing.T) {
 		{user("hello"), "Hello! I am a very small language model running on this machine. Ask me what a word means, or for a story."},
 		{user("Who are you?"), "I am a demonstration model of about one million weights, trained on a dictionary. I am here so that the network has something real to run."},
 		{user("What is 7 + 5?"), "7 + 5 = 12."},
+		{user("What is a vase?"), "I do not know that. I am only a small demonstration model."},
 		{`{"role":"system","content":"Be brief."},` + user("Define island."), "Island: a land mass that is surrounded by water."},
 		{`{"role":"developer","content":"Be brief."},` + user("hi") + `,{"role":"assistant","content":"Hello!"},` + user("What is 2 + 2?"), "2 + 2 = 4."},
 		{`{"role":"user","content":[{"type":"text","text":"What is a river?"}]}`, river},
@@ -113,7 +114,7 @@ func TestStream(t *testing.T) {
 	if last.Usage == nil || *last.Usage != *want || len(last.Choices) != 0 {
 		t.Errorf("usage %+v, want %+v", last.Usage, want)
 	}
-	if want.Completion != len(chunks)-3 || want.Prompt != 9 || want.Total != want.Prompt+want.Completion {
+	if want.Completion != len(chunks)-3 || want.Total != want.Prompt+want.Completion {
 		t.Errorf("usage %+v of %d chunks", want, len(chunks))
 	}
 
@@ -128,7 +129,8 @@ func TestStream(t *testing.T) {
 
 func TestMaxTokensAndStop(t *testing.T) {
 	p := open(t)
-	for n := 1; n <= 11; n++ {
+	whole := ask(t, p, user("What is a river?")).Usage.Completion
+	for n := 1; n <= whole; n++ {
 		for _, field := range []string{"max_tokens", "max_completion_tokens"} {
 			got := ask(t, p, user("What is a river?"), fmt.Sprintf(`"%s":%d`, field, n))
 			if got.Usage.Completion != n || !strings.HasPrefix(river, got.content()) || got.finish() != "length" {
@@ -136,8 +138,8 @@ func TestMaxTokensAndStop(t *testing.T) {
 			}
 		}
 	}
-	if got := ask(t, p, user("What is a river?"), `"max_tokens":12`); got.finish() != "stop" || got.content() != river {
-		t.Errorf("max_tokens 12: %+v", got)
+	if got := ask(t, p, user("What is a river?"), fmt.Sprintf(`"max_tokens":%d`, whole+1)); got.finish() != "stop" || got.content() != river {
+		t.Errorf("max_tokens past the end: %+v", got)
 	}
 	if got := ask(t, p, user("What is a river?"), `"max_tokens":1,"max_completion_tokens":500`); got.content() != river {
 		t.Errorf("both limits: %+v", got)
@@ -231,7 +233,7 @@ func TestTools(t *testing.T) {
 
 	// The whole conversation: the call comes back with its result.
 	got := ask(t, p, user("What is the weather in Paris?")+`,{"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function","function":{"name":"get_weather","arguments":"{\"city\": \"Paris\"}"}}]},{"role":"tool","tool_call_id":"c1","content":"12 C, sunny"}`, `"tools":`+cityTools)
-	if !strings.HasPrefix(got.content(), "In Paris it is 12 C and ") || got.finish() != "stop" {
+	if got.content() != "In Paris it is 12 C and sunny." || got.finish() != "stop" {
 		t.Errorf("answer from a result: %q %s", got.content(), got.finish())
 	}
 	// No call where none is needed, or allowed.

@@ -20,6 +20,7 @@ func TestRecall(t *testing.T) {
 	var taught struct {
 		Definitions    map[string]string
 		Cities, Unseen []string
+		Untaught       []string // words whose meaning was never asked for
 	}
 	b, err := os.ReadFile("testdata/recall.json")
 	if err != nil {
@@ -66,6 +67,14 @@ func TestRecall(t *testing.T) {
 			}
 		})
 	}
+	score("words it does not know and says so", .8, func(count func(bool)) {
+		for _, word := range taught.Untaught {
+			if sampled() {
+				got := ask(t, p, user("What is "+article(word)+"?"))
+				count(got.content() == "I do not know that. I am only a small demonstration model.")
+			}
+		}
+	})
 	score("sums", .8, func(count func(bool)) {
 		for a := range 13 {
 			for b := range 13 {
