@@ -2,6 +2,7 @@ package ohttp_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -329,6 +330,36 @@ func TestPaddedVectors(t *testing.T) {
 	for _, v := range vs.Invalid {
 		if got, err := io.ReadAll(ohttp.Unpad(bytes.NewReader(v.Body))); err == nil {
 			t.Errorf("%s: %x", v.Name, got)
+		}
+	}
+}
+
+// The outer request has a length whenever the inner one has, and it is the one
+// that its body turns out to have.
+func TestOuterLength(t *testing.T) {
+	keys := newKeys(t, ohttp.KeysConfig{})
+	public, err := ohttp.ParsePublicKey(keys.Public(), ohttp.XWing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, whole := range []bool{false, true} {
+		for _, n := range []int{-1, 0, 1, 3900, 4096, 16200, 16210, 16384, 16385, 32768, 40000, 100_000, 1 << 20} {
+			body := strings.NewReader(strings.Repeat("x", max(n, 0)))
+			req, _ := http.NewRequest(http.MethodPost, "https://node/v1/chat/completions", io.NopCloser(body))
+			req.ContentLength = int64(n)
+			if n == 0 {
+				req.Body = http.NoBody
+			}
+			var said, had int64
+			rt := ohttp.Transport{URL: "http://relay/", Key: public, Whole: whole, Base: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+				sealed, err := io.ReadAll(r.Body)
+				said, had = r.ContentLength, int64(len(sealed))
+				return nil, errors.Join(err, errors.New("enough"))
+			})}
+			rt.RoundTrip(req)
+			if had == 0 || n >= 0 && said != had || n < 0 && said != -1 {
+				t.Errorf("whole %v, content of %d: length %d, sealed octets %d", whole, n, said, had)
+			}
 		}
 	}
 }

@@ -110,6 +110,22 @@ func newRequestBody(s *sealer, req *http.Request, padding Padding) (*requestBody
 	return b, nil
 }
 
+// length returns how many octets the sealed request has, or -1 if only reading it
+// will tell.
+func (b *requestBody) length() int64 {
+	if !b.known || len(b.req.Trailer) > 0 {
+		return -1
+	}
+	n := b.padding.request(int64(len(b.head)) + b.left + int64(len(appendSection(nil, knownRequest, nil))))
+	prefix := int64(len(b.out))
+	if b.sealer.format == whole {
+		return prefix + n + tagSize
+	}
+	full := (n - 1) / maxChunk // chunks before the final one
+	each := int64(len(appendChunkHeader(nil, maxChunk, false))) + maxChunk + tagSize
+	return prefix + full*each + 1 + (n - full*maxChunk) + tagSize
+}
+
 func (b *requestBody) Read(p []byte) (int, error) {
 	for len(b.out) == 0 {
 		if b.err != nil {

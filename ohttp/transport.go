@@ -64,7 +64,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.Close()
 		return nil, fmt.Errorf("seal request: %w", err)
 	}
-	outer.ContentLength = -1
+	outer.ContentLength = body.length()
 	for k, v := range t.Header {
 		outer.Header[k] = v
 	}
