@@ -118,7 +118,6 @@ type load struct {
 // the tunnel drains.
 func (n *Node) serveStatus(w http.ResponseWriter, r *http.Request, draining <-chan struct{}) {
 	w.Header().Set("Content-Type", "application/jsonl")
-	out, flush := json.NewEncoder(w), http.NewResponseController(w)
 	var told snapshot
 	for first := true; ; first = false {
 		s, changed := n.state.get()
@@ -130,7 +129,7 @@ func (n *Node) serveStatus(w http.ResponseWriter, r *http.Request, draining <-ch
 			line.Load = &load{s.inFlight, n.state.capacity}
 		}
 		if line != (statusLine{}) {
-			if out.Encode(line) != nil || flush.Flush() != nil {
+			if tell(w, line) != nil {
 				return
 			}
 			told = s
@@ -138,7 +137,7 @@ func (n *Node) serveStatus(w http.ResponseWriter, r *http.Request, draining <-ch
 		select {
 		case <-changed:
 		case <-draining:
-			out.Encode(statusLine{Draining: true})
+			tell(w, statusLine{Draining: true})
 			return
 		case <-r.Context().Done():
 			return
@@ -152,4 +151,28 @@ func (n *Node) serveStatus(w http.ResponseWriter, r *http.Request, draining <-ch
 		}
 		pause.Stop()
 	}
+}
+
+// pieceSize is the most of a line that is flushed at once. net/http's HTTP/2
+// client keeps the last piece of a stream in a buffer of the piece's size class,
+// for as long as the stream is silent: 1 KiB rather than 4 for each node that a
+// relay has.
+const pieceSize = 1 << 10
+
+// tell sends one line.
+func tell(w http.ResponseWriter, line statusLine) error {
+	text, err := json.Marshal(line)
+	if err != nil {
+		return err
+	}
+	flush := http.NewResponseController(w)
+	for piece := range slices.Chunk(append(text, '\n'), pieceSize) {
+		if _, err := w.Write(piece); err != nil {
+			return err
+		}
+		if err := flush.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -57,6 +57,7 @@ func runRelay(ctx context.Context, s streams, args []string) error {
 	if err != nil {
 		return err
 	}
+	tuneGC()
 	r, err := relay.New(relay.Config{Credential: cred, Nodes: nodes.values, Log: log})
 	if err != nil {
 		return err

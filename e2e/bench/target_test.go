@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,8 +82,11 @@ func join(ctx context.Context, relay identity.Relay, cred *identity.Credential, 
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /exchange", target)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		json.NewEncoder(w).Encode(map[string]any{"bundle": bundle, "load": map[string]int{"in_flight": 0, "capacity": capacity}})
-		http.NewResponseController(w).Flush()
+		line, _ := json.Marshal(map[string]any{"bundle": bundle, "load": map[string]int{"in_flight": 0, "capacity": capacity}})
+		for piece := range slices.Chunk(append(line, '\n'), 1<<10) { // as a node does
+			w.Write(piece)
+			http.NewResponseController(w).Flush()
+		}
 		joined()
 		<-r.Context().Done()
 	})
