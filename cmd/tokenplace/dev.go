@@ -90,6 +90,7 @@ func runDev(ctx context.Context, s streams, args []string) error {
 	if o.Server == "" {
 		o.Server = defaultListen
 	}
+	tuneGC()
 	n, err := devnet.Start(ctx, o)
 	if *listen == "" && errors.Is(err, syscall.EADDRINUSE) {
 		fmt.Fprintf(s.err, "%s is taken; using a free port\n", defaultListen)

@@ -81,6 +81,7 @@ func runNode(ctx context.Context, s streams, args []string) error {
 	if err != nil {
 		fmt.Fprintf(s.err, "tokenplace: the engine does not answer yet (%v); the node starts and asks again every 15 s\n", err)
 	}
+	tuneGC()
 	n, err := node.New(node.Config{Credential: cred, Relays: relays.values, Engine: eng, Capacity: *capacity, Log: log})
 	if err != nil {
 		return err

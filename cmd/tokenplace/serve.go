@@ -93,6 +93,7 @@ func runServe(ctx context.Context, s streams, args []string) error {
 	if err != nil {
 		return err
 	}
+	tuneGC()
 	transport, err := openClient(relays.values, nodes.values, aliases)
 	if err != nil {
 		return err
