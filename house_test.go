@@ -37,7 +37,7 @@ var imports = map[string]string{
 	"client": "ohttp identity openai",
 
 	"internal/devnet": "relay node client engine engine/pocket identity",
-	"cmd/tokenplace":  "relay node client identity openai internal/devnet internal/telemetry",
+	"cmd/tokenplace":  "relay node client engine/pocket identity openai internal/devnet internal/telemetry",
 	"":                "",
 }
 

@@ -4,15 +4,22 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
+
+	"token.place/engine/pocket"
 )
 
 const versionUsage = `Usage:
 
-	tokenplace version [--json]
+	tokenplace version [--json | --notices]
 
 Prints the version, the source revision it was built from and the Go release.
+
+	--json      as one JSON line
+	--notices   what the authors of the built-in model's training text ask to be told
+	            with every copy
 `
 
 type build struct {
@@ -46,7 +53,12 @@ func thisBuild() build {
 func runVersion(_ context.Context, s streams, args []string) error {
 	f := newFlags(s, "version", versionUsage)
 	asJSON := f.Bool("json", false, "")
+	notices := f.Bool("notices", false, "")
 	if err := f.parse(args, false); err != nil {
+		return err
+	}
+	if *notices {
+		_, err := io.WriteString(s.out, pocket.Notice)
 		return err
 	}
 	b := thisBuild()

@@ -18,6 +18,12 @@ import (
 //go:embed pocket.gguf
 var weights []byte
 
+// Notice must be shown to whoever gets a copy of the weights, and so of any
+// program that this package is in.
+//
+//go:embed NOTICE.wordnet
+var Notice string
+
 const modelID = "pocket"
 
 // embedded is the model in the binary, read once for every Pocket.
