@@ -33,35 +33,54 @@ func NewCredential() (*Credential, error) {
 
 const pemType = "PRIVATE KEY"
 
+// maxCredential bounds an identity file; ours have 119 bytes.
+const maxCredential = 16 << 10
+
 // LoadCredential reads the identity in the file at path, PEM of PKCS #8. If
 // there is no such file it makes an identity and writes it there, mode 0600,
 // with any folder that is missing. A file that others may read is refused.
 func LoadCredential(path string) (*Credential, error) {
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return createCredential(path)
+	c, err := readCredential(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return c, err
 	}
+	if _, err := os.Lstat(path); err == nil {
+		return nil, fmt.Errorf("read identity: %s is a link to a file that is not there: is a disk not mounted?", path)
+	}
+	if c, err = createCredential(path); errors.Is(err, fs.ErrExist) {
+		return readCredential(path) // another process was first
+	}
+	return c, err
+}
+
+func readCredential(path string) (*Credential, error) {
+	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("read identity: %w", err)
 	}
-	if err := checkPrivate(path); err != nil {
+	if !info.Mode().IsRegular() || info.Size() > maxCredential {
+		return nil, fmt.Errorf("read identity: %s is not a file with a key", path)
+	}
+	if err := checkPrivate(path, info); err != nil {
 		return nil, err
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read identity: %w", err)
 	}
 	block, rest := pem.Decode(raw)
 	if block == nil || block.Type != pemType || len(rest) > 0 {
 		return nil, fmt.Errorf("identity file %s is not one PEM block of type %q: restore it from a backup, or move it away to get a new identity", path, pemType)
 	}
 	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("identity file %s: %w", path, err)
-	}
 	key, ok := k.(ed25519.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("identity file %s holds a %T, want an Ed25519 key", path, k)
+	if err != nil || !ok {
+		return nil, fmt.Errorf("identity file %s does not hold an Ed25519 key: restore it from a backup, or move it away to get a new identity", path)
 	}
 	return &Credential{key: key}, nil
 }
 
+// createCredential fails with fs.ErrExist if the file is there by now.
 func createCredential(path string) (*Credential, error) {
 	c, err := NewCredential()
 	if err != nil {
@@ -88,12 +107,10 @@ func createCredential(path string) (*Credential, error) {
 	if e := tmp.Close(); err == nil {
 		err = e
 	}
-	if err != nil {
-		return nil, fmt.Errorf("write identity: %w", err)
+	if err == nil {
+		err = os.Link(tmp.Name(), path)
 	}
-	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
-		return LoadCredential(path)
-	} else if err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("write identity: %w", err)
 	}
 	return c, nil

@@ -188,6 +188,35 @@ func TestLoadCredential(t *testing.T) {
 	}
 }
 
+// None of these is a reason to make an identity, and none may wait or write.
+func TestLoadCredentialWantsAFile(t *testing.T) {
+	dir := t.TempDir()
+	link, target := filepath.Join(dir, "link.pem"), filepath.Join(dir, "target.pem")
+	if err := os.Symlink(target, link); err != nil {
+		t.Skip("no symbolic links here")
+	}
+	if _, err := identity.LoadCredential(link); err == nil || !strings.Contains(err.Error(), "not there") {
+		t.Errorf("a link to nothing: %v", err)
+	}
+	if _, err := identity.LoadCredential(dir); err == nil || !strings.Contains(err.Error(), "not a file with a key") {
+		t.Errorf("a folder: %v", err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+	c, err := identity.LoadCredential(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := identity.LoadCredential(link); err != nil || again.ID() != c.ID() {
+		t.Errorf("a link to an identity: %v", err)
+	}
+	os.WriteFile(target, make([]byte, 1<<20), 0o600)
+	if _, err := identity.LoadCredential(target); err == nil {
+		t.Error("a file of a megabyte passed")
+	}
+}
+
 func TestRelayPin(t *testing.T) {
 	relay, node := credential(t), credential(t)
 	cert, err := relay.Certificate()

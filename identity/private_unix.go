@@ -7,11 +7,7 @@ import (
 	"os"
 )
 
-func checkPrivate(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("read identity: %w", err)
-	}
+func checkPrivate(path string, info os.FileInfo) error {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("identity file %s can be read by others (mode %04o): run chmod 600 %s", path, mode, path)
 	}
