@@ -2,11 +2,13 @@ package ohttp_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -216,5 +218,58 @@ func TestErrorsQuoteNothing(t *testing.T) {
 	}
 	if errors.Is(ohttp.ErrKey, ohttp.ErrTruncated) {
 		t.Error("errors are not told apart")
+	}
+}
+
+// Whoever is in between cannot hold an exchange by how it ends without an answer.
+func TestUnsealedAnswersEnd(t *testing.T) {
+	for name, test := range map[string]struct {
+		status int
+		drip   bool
+		cancel time.Duration // 0 is never
+		want   time.Duration
+	}{
+		"upgrade":               {101, false, 0, 0},
+		"drip":                  {503, true, 0, 10 * time.Second},
+		"silence":               {503, false, 0, 10 * time.Second},
+		"the caller's end":      {503, false, time.Second, time.Second},
+		"drip, and not ended":   {200, true, 0, 10 * time.Second},
+		"drip, the caller ends": {307, true, time.Second, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				keys := newKeys(t, ohttp.KeysConfig{})
+				var work sync.WaitGroup
+				tr := &ohttp.Transport{URL: "https://relay/", Key: publicKey(t, keys, ohttp.XWing)}
+				tr.Base = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+					r.Body.Close()
+					in, out := io.Pipe() // which, like a bare connection, knows no context
+					work.Go(func() {
+						for test.drip {
+							time.Sleep(time.Second / 2)
+							if _, err := io.WriteString(out, "{"); err != nil {
+								return
+							}
+						}
+					})
+					return &http.Response{StatusCode: test.status, Header: http.Header{"Content-Type": {"application/problem+json"}}, Body: in}, nil
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if test.cancel > 0 {
+					time.AfterFunc(test.cancel, cancel)
+				}
+				start := time.Now()
+				_, err := tr.RoundTrip(newRequest(t, "POST", strings.NewReader("x")).WithContext(ctx))
+				var unsealed *ohttp.StatusError
+				if !errors.As(err, &unsealed) || unsealed.Status != test.status {
+					t.Errorf("error is %v", err)
+				}
+				if d := time.Since(start); d != test.want {
+					t.Errorf("it took %v, want %v", d, test.want)
+				}
+				work.Wait()
+			})
+		})
 	}
 }

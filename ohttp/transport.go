@@ -10,10 +10,15 @@ import (
 	"mime"
 	"net/http"
 	"strconv"
+	"time"
 )
 
-// maxErrorBody bounds what is kept of an answer that is not sealed.
-const maxErrorBody = 64 << 10
+// maxErrorBody and errorTime bound what is read of an answer that is not sealed, in
+// bytes and in time: whoever is in between could drip it.
+const (
+	maxErrorBody = 64 << 10
+	errorTime    = 10 * time.Second
+)
 
 // Transport seals requests to one node and opens its answers: the client's side of
 // an exchange. It is an http.RoundTripper; the request given to it is the inner
@@ -86,7 +91,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		cancel()
 		return nil, err
 	}
-	opened, err := open(req, resp, body.sealer, cancel)
+	opened, err := open(ctx, req, resp, body.sealer, cancel)
 	if err != nil {
 		resp.Body.Close()
 		cancel()
@@ -115,14 +120,14 @@ func (t *Transport) seal(req *http.Request) (*requestBody, error) {
 }
 
 // open reads the sealed answer up to its content.
-func open(req *http.Request, outer *http.Response, s *sealer, cancel func()) (*http.Response, error) {
+func open(ctx context.Context, req *http.Request, outer *http.Response, s *sealer, cancel func()) (*http.Response, error) {
 	media, _, _ := mime.ParseMediaType(outer.Header.Get("Content-Type"))
 	want := mediaResponse
 	if s.format == chunked {
 		want = mediaChunkedRes
 	}
 	if outer.StatusCode != http.StatusOK || media != want {
-		return nil, unsealed(outer, media)
+		return nil, unsealed(ctx, outer, media)
 	}
 	r := bufio.NewReader(outer.Body)
 	nonce := make([]byte, s.key.suite.secretSize())
@@ -184,9 +189,17 @@ func setContent(resp *http.Response, c *content) error {
 }
 
 // unsealed makes an error of an answer that did not come from behind the seal.
-func unsealed(outer *http.Response, media string) error {
-	// However it ends: what there is of it may still say what is wrong.
-	body, _ := io.ReadAll(io.LimitReader(outer.Body, maxErrorBody))
+func unsealed(ctx context.Context, outer *http.Response, media string) error {
+	var body []byte
+	// The body of 101 is the bare connection, which no context ends.
+	if outer.StatusCode >= 200 {
+		ctx, cancel := context.WithTimeout(ctx, errorTime)
+		defer cancel()
+		stop := context.AfterFunc(ctx, func() { outer.Body.Close() })
+		defer stop()
+		// However it ends: what there is of it may still say what is wrong.
+		body, _ = io.ReadAll(io.LimitReader(outer.Body, maxErrorBody))
+	}
 	var p problem
 	if media == mediaProblem && json.Unmarshal(body, &p) == nil && p.Type == problemKey {
 		return ErrKey
