@@ -391,3 +391,22 @@ func TestIdleConnectionClosed(t *testing.T) {
 		t.Errorf("the engine got %q, %q, %q", a, b, c)
 	}
 }
+
+// TestUpgrade has an engine that switches protocols, so that what would be the
+// body is the connection, which stays open.
+func TestUpgrade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startRaw(t, engine.Config{}, func(c net.Conn, r *http.Request) {
+			io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nContent-Type: application/json\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+			io.Copy(io.Discard, c)
+		})
+		start := time.Now()
+		if _, err := s.engine.Models(t.Context()); !errors.Is(err, engine.ErrBadAnswer) {
+			t.Errorf("models: %v", err)
+		}
+		checkError(t, s.post(t, chat, "{}"), 502, "engine_bad_answer")
+		if d := time.Since(start); d > 0 {
+			t.Errorf("it took %v", d)
+		}
+	})
+}

@@ -180,6 +180,9 @@ func (e *Engine) ask(ctx context.Context, method, path, question string) (int, h
 		return 0, nil, nil, ErrUnavailable // the cause has an address in it
 	}
 	defer res.Body.Close()
+	if res.StatusCode < 200 { // 101: the body is the bare connection, which ctx does not end
+		return 0, nil, nil, ErrBadAnswer
+	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
 		return 0, nil, nil, ErrBadAnswer
