@@ -4,6 +4,8 @@ go 1.26.0
 
 require golang.org/x/mod v0.42.0
 
+require golang.org/x/term v0.47.0
+
 require (
 	golang.org/x/crypto v0.58.0
 	golang.org/x/sys v0.49.0 // indirect

@@ -37,7 +37,7 @@ var imports = map[string]string{
 	"client": "ohttp identity openai",
 
 	"internal/devnet": "relay node client engine engine/pocket identity",
-	"cmd/tokenplace":  "relay node client engine/pocket identity openai internal/devnet internal/telemetry",
+	"cmd/tokenplace":  "relay node client engine engine/pocket identity openai internal/devnet internal/telemetry",
 	"":                "",
 }
 
@@ -56,6 +56,7 @@ var unreachable = map[string]string{
 // modules are the direct dependencies, each with the reason for it.
 var modules = map[string]string{
 	"golang.org/x/crypto": "ChaCha20-Poly1305 for sealed answers: RFC 9458 needs it as a plain AEAD and the standard library keeps its own internal",
+	"golang.org/x/term":   "IsTerminal: the standard library cannot tell a terminal from /dev/null",
 	"golang.org/x/mod":    "sumdb/note: signed notes, the one way to sign; the Go checksum database runs on it",
 }
 

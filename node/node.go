@@ -67,6 +67,9 @@ const (
 	// modelsTimeout is how long it may take to say so.
 	modelsTimeout = 10 * time.Second
 
+	// replacedWait is how long a node that was replaced stays away.
+	replacedWait = 30 * time.Second
+
 	// handshakeTimeout bounds dialling and TLS to a relay.
 	handshakeTimeout = 10 * time.Second
 )
@@ -234,11 +237,17 @@ func (n *Node) keepTunnel(ctx context.Context, r identity.Relay) {
 	log := n.cfg.Log.With("relay", string(r.ID))
 	var (
 		backoff tunnel.Backoff
-		told    telemetry.Reason // by the last warning
+		told    telemetry.Reason // by the last warning; "" once the tunnel was up again
+		first   = true
 	)
 	for {
 		start := time.Now()
-		err := n.tunnel(ctx, r, log)
+		err := n.tunnel(ctx, r, func() {
+			if first || told != "" {
+				log.Info("connected to the relay")
+			}
+			first, told = false, ""
+		})
 		if ctx.Err() != nil {
 			return
 		}
@@ -247,10 +256,10 @@ func (n *Node) keepTunnel(ctx context.Context, r identity.Relay) {
 		if errors.Is(err, tunnel.ErrReplaced) {
 			// Another process runs with this identity. Taking the tunnel back at
 			// once would only make the two take turns.
-			wait = max(wait, time.Minute)
+			wait = replacedWait
 		}
 		// Said once for each trouble, however often it is tried again.
-		if why := reason(err); why != told || stood > time.Minute {
+		if why := reason(err); why != told {
 			log.Warn("no tunnel to a relay; trying again", "reason", why)
 			told = why
 		} else {
@@ -264,17 +273,21 @@ func (n *Node) keepTunnel(ctx context.Context, r identity.Relay) {
 	}
 }
 
-// tunnel dials r and serves exchanges until that connection ends.
-func (n *Node) tunnel(ctx context.Context, r identity.Relay, log *slog.Logger) error {
+// tunnel dials r and serves exchanges until that connection ends. It calls up
+// when the relay has asked who this node is, and not after it has returned.
+func (n *Node) tunnel(ctx context.Context, r identity.Relay, up func()) error {
 	conn, err := n.dial(ctx, r)
 	if err != nil {
 		return err
 	}
-	log.Debug("tunnel opens")
 	draining := make(chan struct{})
+	up = sync.OnceFunc(up)
 	mux := http.NewServeMux()
 	mux.Handle("/", n.handler)
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) { n.serveStatus(w, r, draining) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		up()
+		n.serveStatus(w, r, draining)
+	})
 	return tunnel.Serve(ctx, conn, mux, tunnel.ServeConfig{
 		Capacity: n.cfg.Capacity,
 		Drain:    n.cfg.Drain,
@@ -322,7 +335,7 @@ func reason(err error) telemetry.Reason {
 	case errors.Is(err, errDial):
 		return "no connection to the relay: check host, port and your network"
 	case errors.Is(err, tunnel.ErrReplaced):
-		return "a newer connection with this node's identity took its place: does another process use the same identity file?"
+		return "a newer connection with this node's identity took its place, and this one comes back in 30 s: does another process use the same identity file?"
 	case errors.Is(err, tunnel.ErrDrained):
 		return "the relay is restarting"
 	}

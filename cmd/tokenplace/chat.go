@@ -11,9 +11,12 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
+	"golang.org/x/term"
 	"token.place/client"
 	"token.place/openai"
 )
@@ -73,9 +76,10 @@ func runChat(ctx context.Context, s streams, args []string) error {
 	f.IntVar(&c.maxTokens, "max-tokens", 0, "")
 	system := f.String("system", "", "")
 	f.StringVar(&c.base, "url", "http://"+defaultListen+"/v1", "")
-	relays, nodes, aliases := f.relays(), f.nodes(), f.aliases()
+	relays, nodes, aliases := f.relays(), f.ids("node"), f.aliases()
 	asJSON := f.Bool("json", false, "")
-	if err := f.parse(args, true); err != nil {
+	words, err := f.parse(args, true)
+	if err != nil {
 		return err
 	}
 	c.base = strings.TrimSuffix(c.base, "/")
@@ -86,20 +90,24 @@ func runChat(ctx context.Context, s streams, args []string) error {
 		}
 		defer t.Close()
 		c.http = &http.Client{Transport: t}
+	} else if err := needsRelay(nodes, aliases); err != nil {
+		return err
+	} else if u, err := url.Parse(c.base); err != nil || u.Scheme != "http" && u.Scheme != "https" {
+		return badUsage("--url %q: want the local server's base URL, as in http://%s/v1", clip(c.base), defaultListen)
 	}
 	if *system != "" {
 		c.messages = append(c.messages, message{"system", *system})
 	}
-	prompt := strings.Join(f.Args(), " ")
-	terminal := isTerminal(s.in)
-	if !terminal {
+	prompt := strings.Join(words, " ")
+	person := isTerminal(s.in)
+	if !person {
 		piped, err := io.ReadAll(io.LimitReader(s.in, 16<<20))
 		if err != nil {
 			return fmt.Errorf("read standard input: %w", err)
 		}
 		prompt = strings.TrimSpace(prompt + "\n\n" + string(piped))
 	}
-	if prompt == "" && !terminal {
+	if prompt == "" && !person {
 		return badUsage("there is nothing to send: give a prompt, or pipe text in")
 	}
 	if err := c.chooseModel(ctx); err != nil {
@@ -115,12 +123,12 @@ func runChat(ctx context.Context, s streams, args []string) error {
 		}
 		return json.NewEncoder(s.out).Encode(a)
 	}
-	a, err := c.ask(ctx, prompt, s.out)
+	a, err := c.ask(ctx, prompt, forTerminal(s.out))
 	if a.Content != "" {
 		fmt.Fprintln(s.out)
 	}
 	if isTerminal(s.err) {
-		io.WriteString(s.err, a.label())
+		io.WriteString(s.err, a.label()+a.cut())
 	}
 	return err
 }
@@ -130,24 +138,48 @@ func (a answer) label() string {
 	if a.Node == "" {
 		return ""
 	}
-	return "(sealed to node " + a.Node + ", whose operator can read it; the relay cannot)\n"
+	return "(node " + a.Node + " could read this; the relay could not)\n"
+}
+
+// cut says that the answer is not all that the model would have said.
+func (a answer) cut() string {
+	if a.FinishReason != "length" {
+		return ""
+	}
+	return "(cut off: it has as many tokens as --max-tokens or the model allows)\n"
+}
+
+// forTerminal returns a writer to w that lets through only what is printable, if
+// w is a terminal; a file or a pipe gets an answer as it is.
+func forTerminal(w io.Writer) io.Writer {
+	if !isTerminal(w) {
+		return w
+	}
+	return terminal{w}
+}
+
+type terminal struct{ w io.Writer }
+
+func (t terminal) Write(p []byte) (int, error) {
+	_, err := io.WriteString(t.w, printable(string(p)))
+	return len(p), err
 }
 
 // isTerminal reports whether a person is at the other end of a stream.
 func isTerminal(stream any) bool {
 	file, ok := stream.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := file.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && file.Name() != os.DevNull
+	return ok && term.IsTerminal(int(file.Fd()))
 }
 
 // converse asks for one line after the other. What went wrong with one answer
-// is said, and the conversation goes on without it.
+// is said, and the conversation goes on without it. Ctrl-C stops an answer; when
+// there is none, it ends the conversation.
 func (c *chat) converse(ctx context.Context, s streams) error {
-	fmt.Fprintf(s.err, "Talking to %s. An empty line ends it.\n", c.model)
-	last := "" // node that answered
+	fmt.Fprintf(s.err, "Talking to %s. Ctrl-C stops an answer; an empty line ends it all.\n", c.model)
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(interrupts)
+	ctx = context.WithoutCancel(ctx) // which the first Ctrl-C has ended
 	lines := make(chan string)
 	go func() { // ends with the process: a terminal's read cannot be cancelled
 		defer close(lines)
@@ -157,10 +189,10 @@ func (c *chat) converse(ctx context.Context, s streams) error {
 			lines <- in.Text()
 		}
 	}()
-	for {
+	for last := ""; ; {
 		fmt.Fprint(s.err, "\n> ")
 		select {
-		case <-ctx.Done():
+		case <-interrupts:
 			fmt.Fprintln(s.err)
 			return nil
 		case line, ok := <-lines:
@@ -168,17 +200,45 @@ func (c *chat) converse(ctx context.Context, s streams) error {
 				fmt.Fprintln(s.err)
 				return nil
 			}
-			a, err := c.ask(ctx, line, s.out)
-			fmt.Fprintln(s.out)
+			a, end := c.turn(ctx, s, line, interrupts)
 			if a.Node != "" && a.Node != last {
 				last = a.Node
 				io.WriteString(s.err, a.label())
 			}
-			if err != nil && ctx.Err() == nil {
-				fmt.Fprintf(s.err, "tokenplace: %v\n", err)
+			if end {
+				return nil
 			}
 		}
 	}
+}
+
+// turn asks and shows the answer, or what went wrong. end means that the program
+// was told to end meanwhile.
+func (c *chat) turn(ctx context.Context, s streams, line string, interrupts <-chan os.Signal) (a answer, end bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var stopped os.Signal
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case stopped = <-interrupts:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	a, err := c.ask(ctx, line, forTerminal(s.out))
+	cancel()
+	watch.Wait()
+	fmt.Fprintln(s.out)
+	switch {
+	case stopped != nil:
+		fmt.Fprintln(s.err, "(stopped)")
+	case err != nil:
+		fmt.Fprintf(s.err, "tokenplace: %s\n", printable(err.Error()))
+	default:
+		io.WriteString(s.err, a.cut())
+	}
+	return a, stopped == syscall.SIGTERM
 }
 
 // chooseModel takes the first model that is offered, unless one was named.
@@ -196,6 +256,9 @@ func (c *chat) chooseModel(ctx context.Context) error {
 	c.model = models[0].ID
 	return nil
 }
+
+// maxContent bounds what is kept of an answer.
+const maxContent = 16 << 20
 
 // ask sends the conversation with prompt added and writes the answer to w while
 // it comes. The turn is kept only when the answer is complete.
@@ -216,6 +279,7 @@ func (c *chat) ask(ctx context.Context, prompt string, w io.Writer) (answer, err
 	}
 	defer resp.Body.Close()
 	a := answer{Model: c.model, Node: resp.Header.Get(client.NodeHeader)}
+	var content strings.Builder
 	for events := openai.NewEvents(resp.Body); ; {
 		e, err := events.Next()
 		if err != nil {
@@ -228,11 +292,15 @@ func (c *chat) ask(ctx context.Context, prompt string, w io.Writer) (answer, err
 		if err != nil {
 			return a, err
 		}
-		a.Content += piece
+		if content.Len()+len(piece) > maxContent {
+			return a, fmt.Errorf("the answer is longer than %d MiB", maxContent>>20)
+		}
+		content.WriteString(piece)
+		a.Content = content.String() // shares the builder's memory
 		if finish != "" {
 			a.FinishReason = finish
 		}
-		if _, err := io.WriteString(w, clean(piece, w)); err != nil {
+		if _, err := io.WriteString(w, piece); err != nil {
 			return a, err
 		}
 	}
@@ -258,20 +326,6 @@ func delta(data []byte) (piece, finish string, err error) {
 		return "", "", nil
 	}
 	return chunk.Choices[0].Delta.Content, chunk.Choices[0].FinishReason, nil
-}
-
-// clean takes control characters out of what goes to a terminal: a model's
-// answer must not be able to move the cursor or set the window's title.
-func clean(s string, w io.Writer) string {
-	if !isTerminal(w) {
-		return s
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\n' && r != '\t' || 0x7f <= r && r < 0xa0 {
-			return -1
-		}
-		return r
-	}, s)
 }
 
 func (c *chat) models(ctx context.Context) (openai.ModelList, error) {

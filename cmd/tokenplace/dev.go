@@ -12,6 +12,7 @@ import (
 
 	"token.place/identity"
 	"token.place/internal/devnet"
+	"token.place/internal/telemetry"
 )
 
 const devUsage = `Usage:
@@ -38,7 +39,7 @@ OpenAI client. All of it is the real thing, with TLS and seals, on loopback.
 	                   {"base_url":…,"relay":…,"nodes":[{"id":…,"models":[…]}],
 	                   "models":[…]}
 
-Ctrl-C finishes running answers and stops everything.
+Ctrl-C stops everything; running answers have 30 s to finish.
 
 Example:
 
@@ -56,13 +57,13 @@ func runDev(ctx context.Context, s streams, args []string) error {
 	listen := f.String("listen", "", "")
 	aliases := f.aliases()
 	asJSON := f.Bool("json", false, "")
-	if err := f.parse(args, false); err != nil {
+	if _, err := f.parse(args, false); err != nil {
 		return err
 	}
 	if *nodes < 1 || *nodes > 100 {
 		return badUsage("--nodes %d is not within 1 to 100", *nodes)
 	}
-	log, err := logger(s)
+	log, err := logger(s, telemetry.Warnings)
 	if err != nil {
 		return err
 	}
@@ -74,13 +75,13 @@ func runDev(ctx context.Context, s streams, args []string) error {
 	if err != nil {
 		return err
 	}
-	eng, err := devnet.OpenEngine(ctx, *which, key)
+	eng, err := openEngine(ctx, *which, key)
 	if err != nil {
 		return err
 	}
 	models, err := eng.Models(ctx)
 	if err != nil {
-		return fmt.Errorf("--engine %s: %w; start it, or use --engine pocket", *which, err)
+		return fmt.Errorf("%w, or use --engine pocket", engineError(*which, err))
 	}
 	if len(models) == 0 {
 		return fmt.Errorf("--engine %s: it runs but has no models; load one, or use --engine pocket", *which)
@@ -111,7 +112,7 @@ func runDev(ctx context.Context, s streams, args []string) error {
 		return err
 	}
 	err = n.Wait(ctx)
-	fmt.Fprintln(s.err, "stopping: running answers finish; Ctrl-C again ends them")
+	sayStopping(s)
 	n.Close()
 	return err
 }
@@ -151,6 +152,10 @@ func report(ctx context.Context, s streams, n *devnet.Net, asJSON bool) error {
 	}
 	fmt.Fprintf(s.err, "\nTry it: %s chat 'What is a river?'%s\nCtrl-C stops everything.\n", program(), urlHint(n.BaseURL))
 	return nil
+}
+
+func sayStopping(s streams) {
+	fmt.Fprintln(s.err, "stopping: running answers have 30 s to finish; Ctrl-C again ends them now")
 }
 
 // program is how this program was called, as a person would call it again.

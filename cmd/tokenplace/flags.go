@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"token.place/identity"
@@ -33,20 +34,36 @@ func newFlags(s streams, name, help string) *flags {
 	return f
 }
 
-// parse reads args, and the environment for each flag that args do not name.
-// It returns flag.ErrHelp after it has written the help.
-func (f *flags) parse(args []string, wantArgs bool) error {
-	err := f.Parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		io.WriteString(f.s.out, f.help)
-		return err
+// parse reads args, and the environment for each flag that args do not name. It
+// returns flag.ErrHelp after it has written the help. With wantArgs flags may
+// also stand between and behind the arguments, which it returns; after "--" all
+// are arguments.
+func (f *flags) parse(args []string, wantArgs bool) (rest []string, err error) {
+	var literal []string
+	if i := slices.Index(args, "--"); i >= 0 {
+		args, literal = args[:i], args[i+1:]
 	}
-	if err != nil {
-		return usageError{err}
+	for len(args) > 0 {
+		err := f.Parse(args)
+		if errors.Is(err, flag.ErrHelp) {
+			io.WriteString(f.s.out, f.help)
+			return nil, err
+		}
+		if err != nil {
+			return nil, usageError{err}
+		}
+		if args = f.Args(); len(args) > 0 {
+			rest, args = append(rest, args[0]), args[1:]
+		}
 	}
-	if f.NArg() > 0 && !wantArgs {
-		return badUsage("there is no argument %q to %s; flags start with --", clip(f.Arg(0)), f.Name())
+	if rest = append(rest, literal...); len(rest) > 0 && !wantArgs {
+		return nil, badUsage("there is no argument %q to %s; flags start with --", clip(rest[0]), f.Name())
 	}
+	return rest, f.environment()
+}
+
+// environment sets the flags that were not given from TOKENPLACE_….
+func (f *flags) environment() (err error) {
 	given := map[string]bool{}
 	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
 	f.VisitAll(func(fl *flag.Flag) {
@@ -86,19 +103,28 @@ func (f *flags) relays() *list[identity.Relay] {
 	return l
 }
 
-func (f *flags) nodes() *list[identity.ID] {
+func (f *flags) ids(name string) *list[identity.ID] {
 	l := &list[identity.ID]{parse: identity.ParseID}
-	f.Var(l, "node", "")
+	f.Var(l, name, "")
 	return l
 }
 
 // identityFile is --identity, with a place for it in the user's configuration.
 func (f *flags) identityFile(role string) *string {
-	dir, err := os.UserConfigDir()
-	if err != nil {
-		dir = "."
+	place := ""
+	if dir, err := os.UserConfigDir(); err == nil && filepath.IsAbs(dir) {
+		place = filepath.Join(dir, "tokenplace", role+".pem")
 	}
-	return f.String("identity", filepath.Join(dir, "tokenplace", role+".pem"), "")
+	return f.String("identity", place, "")
+}
+
+// loadIdentity loads what identityFile names. There is no fallback to the current
+// folder: from another folder it would be another identity.
+func loadIdentity(file string) (*identity.Credential, error) {
+	if file == "" {
+		return nil, badUsage("there is no home folder to keep the identity in: set HOME, or name a file with --identity")
+	}
+	return identity.LoadCredential(file)
 }
 
 func (f *flags) words(name string) *list[string] {

@@ -43,8 +43,9 @@ Lend a computer to a network:
 	tokenplace version       say which build this is
 
 Every command explains itself with -h. Every flag can be set in the environment:
---listen is TOKENPLACE_LISTEN, --context-length would be TOKENPLACE_CONTEXT_LENGTH.
-TOKENPLACE_ENV=development makes logs talk; the default, production, is quiet.
+--listen is TOKENPLACE_LISTEN, --engine-key is TOKENPLACE_ENGINE_KEY. Two commands
+that share an environment share what it sets. TOKENPLACE_ENV=development makes logs
+talk; the default, production, is quiet.
 
 Example:
 
@@ -86,7 +87,7 @@ func main() {
 }
 
 // run runs one command and returns the exit status: 0, 1 for a failure, 2 for a
-// command that was called wrongly.
+// command that was called wrongly, 130 for one that was interrupted.
 func run(ctx context.Context, s streams, args []string) int {
 	cmd, rest, err := find(args)
 	switch {
@@ -105,19 +106,35 @@ func run(ctx context.Context, s streams, args []string) int {
 	switch err := cmd(ctx, s, rest); {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return 0
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		return 130 // as a shell says of what Ctrl-C ended
 	case errors.As(err, &bad):
 		fmt.Fprintf(s.err, "tokenplace: %v\nRun tokenplace %s -h for help.\n", err, strings.Join(args[:len(args)-len(rest)], " "))
 		return 2
 	default:
-		fmt.Fprintf(s.err, "tokenplace: %v\n", err)
+		fmt.Fprintf(s.err, "tokenplace: %s\n", printable(err.Error()))
 		return 1
 	}
+}
+
+// printable takes out of s what could move a terminal's cursor, set its title or
+// reach its clipboard: answers and errors come from other people's computers.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\n' && r != '\t' || 0x7f <= r && r < 0xa0 {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 // find returns the command that args begin with and its own arguments; a nil
 // command means that help was asked for.
 func find(args []string) (func(context.Context, streams, []string) error, []string, error) {
-	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" || args[0] == "-help" {
+	if len(args) > 1 && args[0] == "help" {
+		args = append(args[1:len(args):len(args)], "-h")
+	}
+	if len(args) == 0 || args[0] == "help" || isHelp(args[0]) {
 		return nil, nil, nil
 	}
 	if args[0] == "--version" || args[0] == "-version" {
@@ -130,10 +147,15 @@ func find(args []string) (func(context.Context, streams, []string) error, []stri
 		if len(args) > 1 && commands[args[0]+" "+args[1]] != nil {
 			return commands[args[0]+" "+args[1]], args[2:], nil
 		}
+		if len(args) == 2 && isHelp(args[1]) {
+			return commands[args[0]+" run"], args[1:], nil
+		}
 		return nil, nil, fmt.Errorf("say what the %[1]s should do: tokenplace %[1]s run, or tokenplace %[1]s id", args[0])
 	}
 	return nil, nil, fmt.Errorf("there is no command %q; run tokenplace -h for a list", clip(args[0]))
 }
+
+func isHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }
 
 func clip(s string) string {
 	if len(s) > 40 {
@@ -142,11 +164,12 @@ func clip(s string) string {
 	return s
 }
 
-// logger is where a command logs, as TOKENPLACE_ENV says.
-func logger(s streams) (*slog.Logger, error) {
+// logger makes where a command logs with one of telemetry's functions, as
+// TOKENPLACE_ENV says.
+func logger(s streams, with func(telemetry.Environment, io.Writer) *slog.Logger) (*slog.Logger, error) {
 	env, err := telemetry.ParseEnvironment(s.getenv("TOKENPLACE_ENV"))
 	if err != nil {
-		return nil, err
+		return nil, usageError{err}
 	}
-	return telemetry.New(env, s.err), nil
+	return with(env, s.err), nil
 }

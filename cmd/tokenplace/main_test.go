@@ -5,11 +5,15 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"token.place/internal/memnet"
+	"token.place/openai"
 )
 
 var update = flag.Bool("update", false, "write what the commands print into testdata")
@@ -113,5 +117,41 @@ func TestHelp(t *testing.T) {
 				t.Errorf("%s -h: line %d has %d characters", name, i+1, len(line))
 			}
 		}
+	}
+}
+
+// Errors and answers come from other people's computers; a terminal obeys them.
+func TestNothingMovesTheTerminal(t *testing.T) {
+	evil := "\x1b]52;c;ZXZpbA==\x07\x1b[2J\u009b2J\r\x08\x7fok\n\tü"
+	if got := printable(evil); got != "]52;c;ZXZpbA==[2J2Jok\n\tü" {
+		t.Errorf("printable let through %q", got)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		openai.WriteError(w, 500, openai.Error{Message: evil})
+	})}
+	mem := memnet.New()
+	ln, _ := mem.Listen("local:80")
+	go srv.Serve(ln)
+	defer srv.Close()
+	c := &chat{http: &http.Client{Transport: &http.Transport{DialContext: mem.Dial}}, base: "http://local", model: "m"}
+	commands["test"] = func(ctx context.Context, s streams, _ []string) error {
+		_, err := c.ask(ctx, "hello", s.out)
+		return err
+	}
+	defer delete(commands, "test")
+	var out bytes.Buffer
+	if status := run(t.Context(), streams{strings.NewReader(""), &out, &out, os.Getenv}, []string{"test"}); status != 1 || strings.ContainsAny(out.String(), "\x1b\u009b\x07") {
+		t.Errorf("status %d, printed %q", status, out.String())
+	}
+}
+
+// Flags may stand behind the prompt; after -- everything is prompt.
+func TestFlagsBetweenArguments(t *testing.T) {
+	f := newFlags(streams{getenv: func(string) string { return "" }}, "x", "")
+	model := f.String("model", "", "")
+	asJSON := f.Bool("json", false, "")
+	words, err := f.parse([]string{"what", "--model", "m", "is", "--json", "--", "--this", "-h"}, true)
+	if err != nil || *model != "m" || !*asJSON || strings.Join(words, " ") != "what is --this -h" {
+		t.Errorf("words %q, model %q, json %v, %v", words, *model, *asJSON, err)
 	}
 }

@@ -8,15 +8,17 @@ import (
 	"os"
 	"strings"
 
+	"token.place/engine"
 	"token.place/identity"
 	"token.place/internal/devnet"
+	"token.place/internal/telemetry"
 	"token.place/node"
 )
 
 const nodeUsage = `Usage:
 
 	tokenplace node run --relay URL [--relay URL]... [--engine auto|pocket|URL]
-	                    [--capacity N] [--identity FILE] [--json]
+	                    [--engine-key FILE] [--capacity N] [--identity FILE] [--json]
 	tokenplace node id [--identity FILE]
 
 Lends a language model on this computer to a network. It opens connections to the
@@ -36,7 +38,9 @@ opened here: whoever runs a node can read what it computes on.
 	--json             print one JSON line: {"id":…,"engine":…,"models":[…]}
 
 The node prints its ID. Give it to those who are to use this node: they pin it
-with --node, and no relay can stand in for it. Ctrl-C finishes running answers.
+with --node, and no relay can stand in for it. It logs when it is connected, and
+what is wrong while it is not. node id prints the ID. Ctrl-C takes no more work;
+running answers have 30 s to finish.
 
 Example:
 
@@ -52,7 +56,7 @@ func runNode(ctx context.Context, s streams, args []string) error {
 	capacity := f.Int("capacity", 4, "")
 	file := f.identityFile("node")
 	asJSON := f.Bool("json", false, "")
-	if err := f.parse(args, false); err != nil {
+	if _, err := f.parse(args, false); err != nil {
 		return err
 	}
 	if len(relays.values) == 0 {
@@ -61,7 +65,7 @@ func runNode(ctx context.Context, s streams, args []string) error {
 	if *capacity < 1 || *capacity > 1000 {
 		return badUsage("--capacity %d is not within 1 to 1000", *capacity)
 	}
-	log, err := logger(s)
+	log, err := logger(s, telemetry.New)
 	if err != nil {
 		return err
 	}
@@ -69,17 +73,17 @@ func runNode(ctx context.Context, s streams, args []string) error {
 	if err != nil {
 		return err
 	}
-	cred, err := identity.LoadCredential(*file)
+	cred, err := loadIdentity(*file)
 	if err != nil {
 		return err
 	}
-	eng, err := devnet.OpenEngine(ctx, *which, key)
+	eng, err := openEngine(ctx, *which, key)
 	if err != nil {
 		return err
 	}
 	models, err := eng.Models(ctx)
 	if err != nil {
-		fmt.Fprintf(s.err, "tokenplace: the engine does not answer yet (%v); the node starts and asks again every 15 s\n", err)
+		fmt.Fprintf(s.err, "tokenplace: %v. The node starts and asks again every 15 s\n", engineError(*which, err))
 	}
 	tuneGC()
 	n, err := node.New(node.Config{Credential: cred, Relays: relays.values, Engine: eng, Capacity: *capacity, Log: log})
@@ -104,10 +108,37 @@ func runNode(ctx context.Context, s streams, args []string) error {
 
 // describe says in plain words what an engine is.
 func describe(name string) string {
-	if name == "pocket" {
+	switch name {
+	case "pocket":
 		return "pocket (the built-in demonstration model)"
+	case "other":
+		return "an OpenAI-compatible engine"
 	}
 	return name
+}
+
+// openEngine opens what --engine names.
+func openEngine(ctx context.Context, which, key string) (*engine.Engine, error) {
+	if which != "auto" && which != "pocket" && !strings.HasPrefix(which, "http://") && !strings.HasPrefix(which, "https://") {
+		return nil, badUsage("--engine %q: want auto, pocket, or a URL such as http://127.0.0.1:8080", clip(which))
+	}
+	eng, err := devnet.OpenEngine(ctx, which, key)
+	if err != nil {
+		return nil, fmt.Errorf("--engine %s: %w", clip(which), err)
+	}
+	return eng, nil
+}
+
+// engineError says what to do about an engine that does not list its models.
+func engineError(which string, err error) error {
+	hint := "start it, or check the URL"
+	switch {
+	case errors.Is(err, engine.ErrKey):
+		hint = "give its key with --engine-key FILE"
+	case errors.Is(err, engine.ErrBadAnswer):
+		hint = "check that the URL is that of an OpenAI-compatible server"
+	}
+	return fmt.Errorf("--engine %s: %w: %s", clip(which), err, hint)
 }
 
 // secret reads a one-line secret from a file; no path is no secret.

@@ -3,17 +3,21 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"syscall"
 
 	"token.place/identity"
+	"token.place/internal/telemetry"
 	"token.place/relay"
 )
 
 const relayUsage = `Usage:
 
-	tokenplace relay run [--listen ADDR] [--node ID]... [--identity FILE] [--json]
+	tokenplace relay run [--listen ADDR] [--public-url URL] [--allow ID]...
+	                     [--identity FILE] [--json]
 	tokenplace relay id [--identity FILE]
 
 Carries sealed requests from clients to nodes, and sealed answers back. It cannot
@@ -22,16 +26,17 @@ nodes and clients are given; the part after # is its ID, derived from its key,
 and lets them recognise it without a certificate authority.
 
 	--listen ADDR     where to listen; default :8443
-	--node ID         carry for this node only; give it again for more. Without it,
+	--public-url URL  how others reach this relay, for the line it prints, when that
+	                  is not the address it listens on: https://relay.example:443
+	--allow ID        carry for this node only; give it again for more. Without it,
 	                  for every node that proves its key: clients, who pin their
 	                  nodes, are safe either way
-	--url URL         how others reach this relay, for the line it prints, when that
-	                  is not the address it listens on: https://relay.example:443
 	--identity FILE   the relay's key, made if it is not there;
 	                  default tokenplace/relay.pem in the user's configuration
 	--json            print one JSON line: {"id":…,"relay":…,"listen":…}
 
-Ctrl-C drains: nodes are sent elsewhere, running answers finish.
+relay id prints the ID. Ctrl-C drains: nodes are sent elsewhere, running answers
+have 30 s to finish.
 
 Example:
 
@@ -42,18 +47,18 @@ Example:
 func runRelay(ctx context.Context, s streams, args []string) error {
 	f := newFlags(s, "relay run", relayUsage)
 	listen := f.String("listen", ":8443", "")
-	public := f.String("url", "", "")
-	nodes := f.nodes()
+	public := f.String("public-url", "", "")
+	nodes := f.ids("allow")
 	file := f.identityFile("relay")
 	asJSON := f.Bool("json", false, "")
-	if err := f.parse(args, false); err != nil {
+	if _, err := f.parse(args, false); err != nil {
 		return err
 	}
-	log, err := logger(s)
+	log, err := logger(s, telemetry.New)
 	if err != nil {
 		return err
 	}
-	cred, err := identity.LoadCredential(*file)
+	cred, err := loadIdentity(*file)
 	if err != nil {
 		return err
 	}
@@ -80,6 +85,7 @@ func runRelay(ctx context.Context, s streams, args []string) error {
 		}{cred.ID(), address, ln.Addr().String()})
 	} else {
 		fmt.Fprintln(s.out, address)
+		fmt.Fprintf(s.err, "Nodes join with: %s node run --relay %s\n", program(), address)
 	}
 	return r.Serve(ctx, ln)
 }
@@ -89,7 +95,7 @@ func relayURL(public string, addr net.Addr) (string, error) {
 	if public != "" {
 		r, err := identity.ParseRelay(public)
 		if err != nil {
-			return "", badUsage("--url: %w", err)
+			return "", badUsage("--public-url: %w", err)
 		}
 		return r.URL.String(), nil
 	}
@@ -106,7 +112,13 @@ func relayURL(public string, addr net.Addr) (string, error) {
 }
 
 func listenError(addr string, err error) error {
-	return fmt.Errorf("cannot listen on %s (%w): stop what uses it, or choose another address with --listen; port 0 takes any free one", addr, err)
+	if _, _, bad := net.SplitHostPort(addr); bad != nil {
+		return badUsage("--listen %s: want host:port, as in 127.0.0.1:8443", clip(addr))
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("cannot listen on %s: another program does. Stop it, or choose another address with --listen; port 0 takes any free one", addr)
+	}
+	return fmt.Errorf("cannot listen on %s: %w. Choose another address with --listen", addr, err)
 }
 
 func runRelayID(_ context.Context, s streams, args []string) error {
@@ -117,10 +129,10 @@ func runRelayID(_ context.Context, s streams, args []string) error {
 func printID(s streams, role, help string, args []string) error {
 	f := newFlags(s, role+" id", help)
 	file := f.identityFile(role)
-	if err := f.parse(args, false); err != nil {
+	if _, err := f.parse(args, false); err != nil {
 		return err
 	}
-	cred, err := identity.LoadCredential(*file)
+	cred, err := loadIdentity(*file)
 	if err != nil {
 		return err
 	}

@@ -12,12 +12,14 @@ import (
 
 	"token.place/client"
 	"token.place/identity"
+	"token.place/internal/telemetry"
 )
 
 const serveUsage = `Usage:
 
 	tokenplace serve --relay URL --node ID [--node ID]... [--listen ADDR]
-	                 [--alias NAME=MODEL]... [--aliases FILE] [--json]
+	                 [--alias NAME=MODEL]... [--aliases FILE] [--api-key FILE]
+	                 [--allow-host HOST]... [--allow-origin O]... [--json]
 
 Serves the OpenAI API on this machine. Each request is sealed to a node before it
 leaves, so whatever speaks to OpenAI can use it: set its base URL to the one that
@@ -38,7 +40,7 @@ this prints, and its API key to anything.
 	--api-key FILE     a file with a key that apps must send; default none
 	--json             print one JSON line: {"base_url":…,"models":[…]}
 
-Ctrl-C finishes running answers.
+Ctrl-C stops it; running answers have 30 s to finish.
 
 Example:
 
@@ -81,12 +83,15 @@ func (a aliasFlags) load() (map[string]string, error) {
 
 func runServe(ctx context.Context, s streams, args []string) error {
 	f := newFlags(s, "serve", serveUsage)
-	relays, nodes, aliases := f.relays(), f.nodes(), f.aliases()
+	relays, nodes, aliases := f.relays(), f.ids("node"), f.aliases()
 	listen := f.String("listen", defaultListen, "")
 	hosts, origins := f.words("allow-host"), f.words("allow-origin")
 	keyFile := f.String("api-key", "", "")
 	asJSON := f.Bool("json", false, "")
-	if err := f.parse(args, false); err != nil {
+	if _, err := f.parse(args, false); err != nil {
+		return err
+	}
+	if _, err := logger(s, telemetry.New); err != nil { // nothing is logged here, but a typo is one
 		return err
 	}
 	key, err := secret(*keyFile)
@@ -117,6 +122,7 @@ func runServe(ctx context.Context, s streams, args []string) error {
 	} else {
 		fmt.Fprintln(s.out, base)
 	}
+	defer context.AfterFunc(ctx, func() { sayStopping(s) })()
 	return srv.Serve(ctx, ln)
 }
 
@@ -133,6 +139,15 @@ func openClient(relays []identity.Relay, nodes []identity.ID, aliases aliasFlags
 		return nil, err
 	}
 	return client.New(client.Config{Relays: relays, Trust: identity.Trust{Nodes: nodes}, Aliases: names})
+}
+
+// needsRelay refuses flags that mean something only with --relay. A pin that is
+// passed over without a word would send a prompt to another node.
+func needsRelay(nodes *list[identity.ID], aliases aliasFlags) error {
+	if len(nodes.values) > 0 || len(aliases.each.values) > 0 || *aliases.file != "" {
+		return badUsage("--node, --alias and --aliases need --relay: without it, the local server has its own")
+	}
+	return nil
 }
 
 // announce asks once what there is, and says so if that is nothing: the server
@@ -189,10 +204,10 @@ type nodeLine struct {
 
 func runModels(ctx context.Context, s streams, args []string) error {
 	f := newFlags(s, "models", modelsUsage)
-	relays, nodes, aliases := f.relays(), f.nodes(), f.aliases()
+	relays, nodes, aliases := f.relays(), f.ids("node"), f.aliases()
 	base := f.String("url", "http://"+defaultListen+"/v1", "")
 	asJSON := f.Bool("json", false, "")
-	if err := f.parse(args, false); err != nil {
+	if _, err := f.parse(args, false); err != nil {
 		return err
 	}
 	var list struct {
@@ -201,6 +216,9 @@ func runModels(ctx context.Context, s streams, args []string) error {
 	}
 	var err error
 	if len(relays.values) == 0 {
+		if err := needsRelay(nodes, aliases); err != nil {
+			return err
+		}
 		list.Models, err = localModels(ctx, *base)
 	} else {
 		list.Models, list.Nodes, err = relayModels(ctx, relays.values, nodes.values, aliases)

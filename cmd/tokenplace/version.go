@@ -54,7 +54,7 @@ func runVersion(_ context.Context, s streams, args []string) error {
 	f := newFlags(s, "version", versionUsage)
 	asJSON := f.Bool("json", false, "")
 	notices := f.Bool("notices", false, "")
-	if err := f.parse(args, false); err != nil {
+	if _, err := f.parse(args, false); err != nil {
 		return err
 	}
 	if *notices {

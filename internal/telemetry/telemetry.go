@@ -20,8 +20,8 @@ import (
 type Environment string
 
 const (
-	// Production logs what an operator should act on, and no fact about any
-	// connection.
+	// Production logs what an operator did and should act on: starting, draining,
+	// trouble and its end. No fact about any connection of a client.
 	Production Environment = "production"
 	// Development adds what relays, nodes and tunnels do. Still no content, no
 	// address of a client, no key.
@@ -64,8 +64,14 @@ var allowed = map[string]Environment{
 type Reason string
 
 // New returns a logger that writes text lines to w.
-func New(env Environment, w io.Writer) *slog.Logger {
-	level := slog.LevelWarn
+func New(env Environment, w io.Writer) *slog.Logger { return newLogger(env, w, slog.LevelInfo) }
+
+// Warnings is New for a command that itself says what it does: in production
+// only trouble is logged.
+func Warnings(env Environment, w io.Writer) *slog.Logger { return newLogger(env, w, slog.LevelWarn) }
+
+func newLogger(env Environment, w io.Writer, production slog.Level) *slog.Logger {
+	level := production
 	if env == Development {
 		level = slog.LevelDebug
 	}
