@@ -186,6 +186,10 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case h == nil:
 		r.refuse(w, req, notFound)
 	case r.allow(w, req, http.MethodGet, http.MethodHead):
+		if req.ContentLength != 0 {
+			// net/http would wait for the body, for which there is no deadline.
+			endAfterAnswer(w, req)
+		}
 		h(w, req)
 	}
 }
