@@ -151,6 +151,11 @@ func (t *Transport) release(way route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	way.member.state.inFlight--
+}
+
+// wake tells one request that waits for room that there may be some. An attempt
+// that found none must not: those that wait would keep each other busy.
+func (t *Transport) wake() {
 	select {
 	case t.freed <- struct{}{}: // to the one that has waited longest
 	default:

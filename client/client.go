@@ -85,6 +85,7 @@ func New(cfg Config) (*Transport, error) {
 		pinned:  make(map[identity.ID]bool, len(cfg.Trust.Nodes)),
 		aliases: make(map[string]string, len(cfg.Aliases)),
 		changed: make(chan struct{}),
+		freed:   make(chan struct{}),
 	}
 	for _, id := range cfg.Trust.Nodes {
 		if _, err := identity.ParseID(string(id)); err != nil {

@@ -20,6 +20,7 @@ import (
 
 	"token.place/identity"
 	"token.place/ohttp"
+	"token.place/openai"
 )
 
 // NodeHeader is the field of an answer that names the node which gave it: the one
@@ -36,6 +37,8 @@ const (
 	queueRetry = time.Second
 	// maxPeek is how much of an answer is read before it counts as begun.
 	maxPeek = 4 << 10
+	// maxOwn is how much is read of what may be the node's own answer.
+	maxOwn = 64 << 10
 	// maxRetryAfter bounds how long we tell an app to wait on a relay's word.
 	maxRetryAfter = 10 * time.Minute
 )
@@ -151,16 +154,17 @@ func (t *Transport) attempt(c *call, way route) (*http.Response, error) {
 		return nil, err
 	}
 	body := &answer{src: resp.Body, release: func() { t.release(way) }}
+	err = body.check(resp)
+	if err == nil {
+		err = body.peek()
+	}
+	if err != nil {
+		body.Close()
+		return nil, err
+	}
+	body.release = func() { t.release(way); t.wake() }
 	resp.Body, resp.Request = body, c.req
 	resp.Header.Set(NodeHeader, id)
-	if err := checkAnswer(resp); err != nil {
-		body.Close()
-		return nil, err
-	}
-	if err := body.peek(); err != nil {
-		body.Close()
-		return nil, err
-	}
 	return resp, nil
 }
 
@@ -169,27 +173,11 @@ var (
 	errClock    = errors.New("the node's clock and ours differ")
 )
 
-// checkAnswer refuses answers that an API never gives. A redirect followed by the
-// app would take its prompt, and its key, past the seal.
-func checkAnswer(resp *http.Response) error {
-	if resp.StatusCode < 200 || resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		return errRedirect
-	}
-	if resp.StatusCode == http.StatusBadRequest {
-		if media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); media == mediaProblem {
-			var problem struct{ Type string }
-			body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-			if err != nil {
-				return err
-			}
-			if json.Unmarshal(body, &problem) == nil && problem.Type == problemDate {
-				return errClock
-			}
-			resp.Body.(*answer).first = body
-		}
-	}
-	return nil
-}
+// busyError is the word of a node, not of its engine, that all its relays together
+// have filled it.
+type busyError struct{ retryAfter string }
+
+func (e *busyError) Error() string { return "the node is full" }
 
 // answer is the body of an opened answer. Its node counts as busy until the
 // body has ended or is closed.
@@ -199,6 +187,34 @@ type answer struct {
 	firstErr error  // what came after first
 	once     sync.Once
 	release  func()
+}
+
+// check refuses answers that an API never gives, and those that are the node's own
+// about the exchange. A redirect followed by the app would take its prompt, and its
+// key, past the seal.
+func (a *answer) check(resp *http.Response) error {
+	if resp.StatusCode < 200 || resp.StatusCode >= 300 && resp.StatusCode < 400 {
+		return errRedirect
+	}
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	date := resp.StatusCode == http.StatusBadRequest && media == mediaProblem
+	if !date && resp.StatusCode != http.StatusTooManyRequests {
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(a.src, maxOwn))
+	if err != nil {
+		return err
+	}
+	a.first = body
+	if date {
+		var problem struct{ Type string }
+		if json.Unmarshal(body, &problem) == nil && problem.Type == problemDate {
+			return errClock
+		}
+	} else if e, _ := openai.ReadError(bytes.NewReader(body)); e.Code == "node_busy" {
+		return &busyError{resp.Header.Get("Retry-After")}
+	}
+	return nil
 }
 
 // peek reads the first bytes. An error means that there were none.
@@ -256,6 +272,7 @@ func (t *Transport) explain(way route, err error) failure {
 	var (
 		unsealed *ohttp.StatusError
 		network  *networkError
+		full     *busyError
 	)
 	switch {
 	case errors.Is(err, ohttp.ErrKey):
@@ -269,12 +286,21 @@ func (t *Transport) explain(way route, err error) failure {
 	case errors.Is(err, ohttp.ErrTruncated):
 		return failure{failf(http.StatusBadGateway, "node_lost",
 			"the connection to node %s broke before it answered: try again, or pin another node as well", id), true, false, false}
+	case errors.As(err, &full):
+		return busy(id, full.retryAfter)
 	case errors.As(err, &unsealed):
 		return relay.explain(id, unsealed)
 	case errors.As(err, &network):
 		return failure{relay.unreachable(err), true, true, false}
 	}
 	return failure{failf(http.StatusBadGateway, "bad_answer", "the answer of node %s does not open: try again, or pin another node as well", id), true, false, false}
+}
+
+// busy is what came of an attempt at a node that is full.
+func busy(id identity.ID, after string) failure {
+	e := failf(http.StatusServiceUnavailable, "node_busy", "node %s has no room for another exchange: try again soon, or pin another node as well", id)
+	e.RetryAfter = retryAfter(after)
+	return failure{e, true, false, true}
 }
 
 // explain makes an error of an answer that was not sealed.
@@ -292,10 +318,7 @@ func (r *relay) explain(id identity.ID, e *ohttp.StatusError) failure {
 		f.err.RetryAfter = retryAfter(e.RetryAfter)
 		return f
 	case slug == "node-busy":
-		f := failure{failf(http.StatusServiceUnavailable, "node_busy",
-			"node %s has no room for another exchange: try again soon, or pin another node as well", id), true, false, true}
-		f.err.RetryAfter = retryAfter(e.RetryAfter)
-		return f
+		return busy(id, e.RetryAfter)
 	case slug == "too-large":
 		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s or the node: send less at once", r.name()), false, false, false}
 	case slug == "slow-body":

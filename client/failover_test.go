@@ -363,7 +363,9 @@ func TestASilentRelayIsLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer tr.Close()
-		for range 10 {
+		ask(t, tr, chat)
+		synctest.Wait() // both directories are there
+		for range 40 {
 			ask(t, tr, chat)
 		}
 		if _, exchanges := a.counts(); exchanges == 0 {
