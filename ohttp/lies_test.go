@@ -273,3 +273,40 @@ func TestUnsealedAnswersEnd(t *testing.T) {
 		})
 	}
 }
+
+// The length that is promised is the length that comes, wherever head and content
+// end in a chunk.
+func TestLengthOfSealedRequests(t *testing.T) {
+	keys := newKeys(t, ohttp.KeysConfig{})
+	key := publicKey(t, keys, ohttp.X25519)
+	for _, tight := range []bool{false, true} {
+		for _, content := range []int{0, 1, 2, 40_000} {
+			tr := &ohttp.Transport{URL: "https://relay/", Key: key}
+			if tight {
+				tr.Padding.Request = []int{1}
+			}
+			heads := map[int64]bool{}
+			tr.Base = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+				n, err := io.Copy(io.Discard, r.Body)
+				if err != nil || n != r.ContentLength {
+					t.Errorf("%d octets of content, tight %v: promised %d, sent %d, %v", content, tight, r.ContentLength, n, err)
+				}
+				heads[n] = true
+				return nil, io.EOF
+			})
+			for _, near := range []int{ohttp.MaxChunk, 2 * ohttp.MaxChunk, 3 * ohttp.MaxChunk} {
+				for n := near - 200; n < near+8; n++ {
+					req := newRequest(t, "POST", nil)
+					if content > 0 {
+						req = newRequest(t, "POST", strings.NewReader(strings.Repeat("b", content)))
+					}
+					req.Header.Set("A", strings.Repeat("a", n))
+					tr.RoundTrip(req)
+				}
+			}
+			if tight && len(heads) < 3*200 {
+				t.Errorf("only %d lengths", len(heads))
+			}
+		}
+	}
+}

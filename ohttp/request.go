@@ -182,8 +182,8 @@ func (b *requestBody) collect() (final bool, err error) {
 		b.total += int64(n)
 	}
 	take(&b.head)
-	// A chunk of streamed content needs two octets for its length.
-	for b.body != nil && room() > 2 {
+	// Streamed content needs two octets of the chunk for its length.
+	for b.body != nil && (room() > 2 || b.known && room() > 0) {
 		if err := b.readContent(room()); err != nil {
 			return false, err
 		}
