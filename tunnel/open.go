@@ -26,7 +26,7 @@ type Conn struct {
 	capacity int
 
 	mu       sync.Mutex // guards the fields below
-	control  int        // 1 once the status was asked for: its stream stays
+	control  int        // 1 while the status is open: its stream is no exchange
 	draining bool       // asked to drain: no more exchanges
 }
 
@@ -90,17 +90,52 @@ func (cfg Config) transport() *http.Transport {
 // bodies of running responses return an error that is not io.EOF. As in a
 // server, req.Body should fail when req's context is done.
 func (c *Conn) RoundTrip(req *http.Request) (*http.Response, error) {
-	if !c.reserve(req.URL.Path == "/status") {
+	isStatus := req.URL.Path == "/status"
+	if !c.reserve(isStatus) {
 		if req.Body != nil {
 			req.Body.Close()
 		}
 		return nil, ErrUnavailable
 	}
+	if isStatus {
+		c.setControl(1)
+	}
 	res, err := c.http.RoundTrip(req)
 	if err != nil {
+		if isStatus {
+			c.setControl(0)
+		}
 		return nil, fmt.Errorf("send to node: %w", err)
 	}
+	if isStatus {
+		res.Body = &statusBody{res.Body, c}
+	}
 	return res, nil
+}
+
+// statusBody is the body of GET /status. When it ends its stream does.
+type statusBody struct {
+	io.ReadCloser
+	conn *Conn
+}
+
+func (b *statusBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.conn.setControl(0)
+	}
+	return n, err
+}
+
+func (b *statusBody) Close() error {
+	b.conn.setControl(0)
+	return b.ReadCloser.Close()
+}
+
+func (c *Conn) setControl(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.control = n
 }
 
 // reserve takes a stream, or says that there is none.
@@ -111,13 +146,7 @@ func (c *Conn) reserve(control bool) bool {
 		return false
 	}
 	// Past the node's limit RoundTrip would wait; after a GOAWAY only Reserve knows.
-	if c.http.Reserve() != nil {
-		return false
-	}
-	if control {
-		c.control = 1
-	}
-	return true
+	return c.http.Reserve() == nil
 }
 
 // exchanges counts the streams in use but the status; c.mu is held.
@@ -164,6 +193,28 @@ func (c *Conn) drain(ctx context.Context, path string) error {
 	case <-ctx.Done():
 		c.Close()
 		return fmt.Errorf("drain tunnel: %w", ctx.Err())
+	}
+}
+
+// finishPoll is how often Finish looks.
+const finishPoll = time.Second
+
+// Finish is for a node that drains by itself: it takes no more exchanges, waits
+// until none is running, or until ctx is done, and closes the connection. It
+// ends the status, which the caller should have closed or read to its end.
+func (c *Conn) Finish(ctx context.Context) {
+	defer c.Close()
+	c.refuse()
+	poll := time.NewTicker(finishPoll)
+	defer poll.Stop()
+	for c.InFlight() > 0 {
+		select {
+		case <-c.Done():
+			return
+		case <-poll.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
