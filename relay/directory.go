@@ -69,8 +69,10 @@ func (e *entry) offers(model string) bool {
 type directory struct {
 	max     int
 	hub     *tunnel.Hub
-	mu      sync.Mutex // held to replace entries
 	entries atomic.Pointer[[]*entry]
+
+	mu      sync.Mutex                   // held to replace entries; guards the field below
+	leaving map[identity.ID]*tunnel.Conn // out of the directory, exchanges run on: one for each node
 }
 
 var (
@@ -103,26 +105,54 @@ func (d *directory) put(e *entry) error {
 	}
 	all := d.all()
 	i, found := find(all, e.id)
-	if !found && len(all) >= d.max {
+	// Who leaves counts until its connection is closed, or there would be no
+	// end to them. A node that comes back meanwhile has its place.
+	if !found && d.leaving[e.id] == nil && len(all)+len(d.leaving) >= d.max {
 		return errFull
 	}
 	end := i
 	if found {
 		end++
+		if old := all[i].conn; old != e.conn {
+			d.depart(e.id, old)
+		}
 	}
 	next := slices.Concat(all[:i], []*entry{e}, all[end:])
 	d.entries.Store(&next)
 	return nil
 }
 
-// remove takes out the entry of a connection, unless a newer one replaced it.
-func (d *directory) remove(id identity.ID, c *tunnel.Conn) {
+// depart notes that a connection leaves. One of the same node that still does is
+// closed; d.mu is held.
+func (d *directory) depart(id identity.ID, c *tunnel.Conn) {
+	if d.leaving == nil {
+		d.leaving = map[identity.ID]*tunnel.Conn{}
+	}
+	if older := d.leaving[id]; older != nil && older != c {
+		older.Close()
+	}
+	d.leaving[id] = c
+}
+
+// leave takes out the entry of a connection, which may stay until gone, unless
+// a newer one replaced it: then it leaves already.
+func (d *directory) leave(id identity.ID, c *tunnel.Conn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	all := d.all()
 	if i, found := find(all, id); found && all[i].conn == c {
 		next := slices.Concat(all[:i], all[i+1:])
 		d.entries.Store(&next)
+		d.depart(id, c)
+	}
+}
+
+// gone forgets a connection that is closed.
+func (d *directory) gone(id identity.ID, c *tunnel.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.leaving[id] == c {
+		delete(d.leaving, id)
 	}
 }
 

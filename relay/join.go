@@ -79,6 +79,7 @@ func (n *node) serve(ctx context.Context) {
 	n.leave(ctx, reason)
 	n.log("node leaves", reason)
 	n.close()
+	n.relay.directory.gone(n.id, n.conn)
 }
 
 func (n *node) log(message string, reason telemetry.Reason) {
@@ -98,7 +99,8 @@ type node struct {
 	id     identity.ID
 	cancel context.CancelFunc // ends its status
 	conn   *tunnel.Conn
-	lines  *bufio.Reader
+	status io.Closer
+	lines  *bufio.Reader // of the status
 	entry  *entry
 }
 
@@ -123,6 +125,7 @@ func (n *node) join(ctx context.Context, t *tls.Conn) telemetry.Reason {
 	if res.StatusCode != http.StatusOK {
 		return reasonStatus
 	}
+	n.status = res.Body
 	n.lines = bufio.NewReaderSize(res.Body, 512) // it waits most of its life
 	line, err := n.read()
 	if err != nil {
@@ -208,20 +211,17 @@ func (n *node) follow() telemetry.Reason {
 }
 
 // leave takes the node out of the directory, if this connection put it there.
-// One that drains may keep the connection for the exchanges that run.
+// One that drains may keep the connection for as long as exchanges run on it.
 func (n *node) leave(ctx context.Context, reason telemetry.Reason) {
-	n.relay.directory.remove(n.id, n.conn)
+	n.relay.directory.leave(n.id, n.conn)
 	n.relay.hub.Detach(string(n.id), n.conn)
 	if reason != reasonDrains {
 		return
 	}
-	wait := time.NewTimer(leaveTime)
-	defer wait.Stop()
-	select {
-	case <-n.conn.Done():
-	case <-wait.C:
-	case <-ctx.Done():
-	}
+	n.status.Close()
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	n.conn.Finish(ctx)
 }
 
 var errLine = errors.New("malformed status line")

@@ -309,7 +309,7 @@ func (w *world) connect(c *identity.Credential, capacity int, h http.HandlerFunc
 // close ends a node as its operator would.
 func (n *node) close() {
 	n.stop()
-	<-n.ended
+	n.ended <- <-n.ended
 }
 
 // listed are the IDs in the directory.
