@@ -33,6 +33,8 @@ type KeysConfig struct {
 	// Replays is how many requests one key opens at most, since each has to be
 	// remembered while the key lives: about 40 octets of memory each. Default
 	// 524288. Past it the key is refused like an unknown one and Wanted reports.
+	// All live keys together remember at most twice as many, which is what those
+	// that are published can need: for more, the oldest set is destroyed early.
 	Replays int
 }
 
@@ -51,6 +53,7 @@ type Keys struct {
 	public   []byte
 	notAfter time.Time
 	next     uint8
+	seen     int // requests remembered, by all live keys
 }
 
 // privateKey is one live key and its replay memory.
@@ -174,6 +177,7 @@ func (k *Keys) destroy(set []*privateKey) {
 		if k.live[p.id] == p {
 			delete(k.live, p.id)
 		}
+		k.seen -= len(p.seen)
 		p.key, p.seen = nil, nil
 	}
 }
@@ -269,7 +273,15 @@ func (k *Keys) remember(h header, key hpke.PrivateKey, enc []byte) error {
 	if _, seen := p.seen[d]; seen {
 		return errReplay
 	}
+	for k.seen >= 2*k.cfg.Replays && len(k.sets) > 1 {
+		k.destroy(k.sets[0])
+		k.sets = slices.Delete(k.sets, 0, 1)
+	}
+	if p.key == nil { // it was of that set
+		return errUnknownKey
+	}
 	p.seen[d] = struct{}{}
+	k.seen++
 	if len(p.seen) >= k.cfg.Replays {
 		k.want(p)
 	}

@@ -285,6 +285,46 @@ func TestReplayMemory(t *testing.T) {
 	}
 }
 
+// However many sets are made, and however evenly they are filled, the memory of
+// all together is bounded; what is published opens all the same.
+func TestReplayMemoryOfAllKeys(t *testing.T) {
+	const limit = 10
+	keys := newKeys(t, ohttp.KeysConfig{Replays: limit})
+	now := time.Now()
+	var sets [][2]*ohttp.PublicKey
+	for i := range 20 {
+		set := [2]*ohttp.PublicKey{publicKey(t, keys, ohttp.XWing), publicKey(t, keys, ohttp.X25519)}
+		sets = append(sets, set)
+		for _, key := range set {
+			for range limit - 1 {
+				if !opens(t, keys, key) {
+					t.Fatalf("set %d: a published key does not open", i)
+				}
+				if n := keys.Seen(); n > 2*limit {
+					t.Fatalf("set %d: %d requests remembered", i, n)
+				}
+			}
+		}
+		if err := keys.Rotate(now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := keys.Live(); n != 4 {
+		t.Errorf("%d keys alive, want those of the newest two sets", n)
+	}
+	if opens(t, keys, sets[18][0]) {
+		t.Error("a set whose memory is gone still opens")
+	}
+	// Whoever fills the memory by an older key ends that key and no other.
+	for range limit {
+		opens(t, keys, sets[19][1])
+		opens(t, keys, publicKey(t, keys, ohttp.X25519))
+	}
+	if opens(t, keys, sets[19][0]) || !opens(t, keys, publicKey(t, keys, ohttp.XWing)) || keys.Seen() > 2*limit {
+		t.Errorf("%d keys alive, %d requests remembered", keys.Live(), keys.Seen())
+	}
+}
+
 // Noise that does not open must not fill the memory.
 func TestReplayMemoryOnlyForOpened(t *testing.T) {
 	keys := newKeys(t, ohttp.KeysConfig{})
