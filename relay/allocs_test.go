@@ -39,13 +39,3 @@ func TestExchangeAllocations(t *testing.T) {
 	n.close()
 	w.close()
 }
-
-type discardWriter struct {
-	header http.Header
-	status int
-}
-
-func (w *discardWriter) Header() http.Header         { return w.header }
-func (w *discardWriter) WriteHeader(status int)      { w.status = status }
-func (w *discardWriter) Write(p []byte) (int, error) { return len(p), nil }
-func (w *discardWriter) FlushError() error           { return nil }

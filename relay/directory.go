@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -174,7 +173,7 @@ func (d *directory) pick(query string, now time.Time) ([]*entry, error) {
 	if err != nil || len(q["model"]) > 1 || len(q["id"]) > maxIDs {
 		return nil, errors.New("malformed query")
 	}
-	all := d.all()
+	all, model := d.all(), q.Get("model")
 	if ids := q["id"]; len(ids) > 0 {
 		slices.Sort(ids)
 		all = nil
@@ -190,7 +189,7 @@ func (d *directory) pick(query string, now time.Time) ([]*entry, error) {
 	}
 	var picked []*entry
 	for _, e := range all {
-		if now.Before(e.notAfter) && (!q.Has("model") || e.offers(q.Get("model"))) {
+		if now.Before(e.notAfter) && (!q.Has("model") || e.offers(model)) {
 			picked = append(picked, e)
 		}
 	}
@@ -205,7 +204,6 @@ func (r *Relay) serveNodes(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	r.answer(w, "application/json")
-	rc := http.NewResponseController(w)
 	b := append(make([]byte, 0, bufferSize), `{"nodes":[`...)
 	for i, e := range picked {
 		if i > 0 {
@@ -216,13 +214,24 @@ func (r *Relay) serveNodes(w http.ResponseWriter, req *http.Request) {
 			continue
 		}
 		// In pieces, so that a slow reader of a long list costs one buffer.
-		rc.SetWriteDeadline(time.Now().Add(r.cfg.StallTimeout))
-		if _, err := w.Write(b); err != nil {
+		if !r.send(w, b) {
 			return
 		}
 		b = b[:0]
 	}
-	w.Write(append(b, "]}\n"...))
+	r.send(w, append(b, "]}\n"...))
+}
+
+// send writes b in pieces, each of which the client has to take in time.
+func (r *Relay) send(w http.ResponseWriter, b []byte) bool {
+	rc := http.NewResponseController(w)
+	for piece := range slices.Chunk(b, bufferSize) {
+		rc.SetWriteDeadline(time.Now().Add(r.cfg.StallTimeout))
+		if _, err := w.Write(piece); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // serveKeys is GET /v1/nodes/{node}/ohttp-keys.
@@ -249,45 +258,6 @@ func (r *Relay) serveKeys(w http.ResponseWriter, req *http.Request, node string)
 	}
 	r.answer(w, "application/ohttp-keys")
 	w.Write(d.Keys)
-}
-
-// model is an entry of OpenAI's list of models. The relay must not reach the
-// openai package, so it has its own four fields of it.
-type model struct {
-	ID            string `json:"id"`
-	Object        string `json:"object"`
-	Created       int64  `json:"created"`
-	OwnedBy       string `json:"owned_by"`
-	ContextLength int    `json:"context_length,omitempty"`
-}
-
-// serveModels is GET /v1/models: every model that some node offers, once, with
-// the longest context there is.
-func (r *Relay) serveModels(w http.ResponseWriter, req *http.Request) {
-	now := time.Now()
-	contexts := map[string]int{}
-	for _, e := range r.directory.all() {
-		if !now.Before(e.notAfter) {
-			continue
-		}
-		for _, m := range e.models {
-			contexts[m.ID] = max(contexts[m.ID], m.ContextLength)
-		}
-	}
-	list := struct {
-		Object string  `json:"object"`
-		Data   []model `json:"data"`
-	}{"list", []model{}}
-	for id, n := range contexts {
-		list.Data = append(list.Data, model{ID: id, Object: "model", OwnedBy: "token.place", ContextLength: n})
-	}
-	slices.SortFunc(list.Data, func(a, b model) int { return cmp.Compare(a.ID, b.ID) })
-	var b bytes.Buffer
-	if err := json.NewEncoder(&b).Encode(list); err != nil {
-		panic("internal error: " + err.Error())
-	}
-	r.answer(w, "application/json")
-	w.Write(b.Bytes())
 }
 
 // answer begins an answer of the relay's own. No header lets a web page of

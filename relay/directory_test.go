@@ -152,6 +152,7 @@ func TestDirectory(t *testing.T) {
 		if got := w.listed(""); len(got) != 0 {
 			w.Errorf("left behind: %v", got)
 		}
+		time.Sleep(time.Second) // the list of models may be so old
 		if _, body := w.get("/v1/models"); body != `{"object":"list","data":[]}`+"\n" {
 			w.Errorf("no models: %s", body)
 		}

@@ -27,3 +27,6 @@ func (r *Relay) Copy(w http.ResponseWriter, body io.ReadCloser) {
 		panic(p.title)
 	}
 }
+
+// ModelList is what GET /v1/models answers.
+func (r *Relay) ModelList() []byte { return r.models.get(&r.directory) }

@@ -90,6 +90,7 @@ type Relay struct {
 	allowed   map[identity.ID]bool
 	hub       tunnel.Hub
 	directory directory
+	models    modelCache
 	phase     atomic.Int32
 	epoch     time.Time // of the clock that exchanges go by, never zero on it
 

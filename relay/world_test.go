@@ -423,3 +423,13 @@ var discard = slog.New(slog.DiscardHandler)
 var both = []string{"http/1.1", "h2"}
 
 func repeat(n int) io.Reader { return strings.NewReader(strings.Repeat("x", n)) }
+
+type discardWriter struct {
+	header http.Header
+	status int
+}
+
+func (w *discardWriter) Header() http.Header         { return w.header }
+func (w *discardWriter) WriteHeader(status int)      { w.status = status }
+func (w *discardWriter) Write(p []byte) (int, error) { return len(p), nil }
+func (w *discardWriter) FlushError() error           { return nil }
