@@ -20,6 +20,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -59,6 +60,7 @@ type Transport struct {
 	relays  []*relay
 	trust   identity.Trust
 	pinned  map[identity.ID]bool
+	asked   []string // the same, ordered
 	aliases map[string]string
 
 	ctx  context.Context // ends at Close; for what no caller waits for
@@ -91,8 +93,12 @@ func New(cfg Config) (*Transport, error) {
 		if _, err := identity.ParseID(string(id)); err != nil {
 			return nil, fmt.Errorf("pinned node: %w", err)
 		}
+		if !t.pinned[id] {
+			t.asked = append(t.asked, string(id))
+		}
 		t.pinned[id] = true
 	}
+	slices.Sort(t.asked) // the order in which they were given is nobody's business
 	for alias, model := range cfg.Aliases {
 		if err := checkAlias(alias, model); err != nil {
 			return nil, err

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"token.place/identity"
@@ -23,9 +24,8 @@ const (
 	maxDirectory = 64 << 20
 	maxNodes     = 20_000
 	maxEntry     = 256 << 10 // in bytes, with what is read ahead
-	// maxAsked is how many pinned nodes are asked for by id; with more of them
-	// the whole directory is.
-	maxAsked = 32
+	// maxAsked is how many nodes a relay can be asked for by id at once.
+	maxAsked = 100
 
 	// fresh is how long a directory is used without a thought, and stale how long
 	// it is used while the next one is on its way. Past that a request waits.
@@ -184,41 +184,63 @@ type directory struct {
 	verdicts map[[32]byte]*verdict
 }
 
+// download asks for the pinned nodes by their ids, so that what else the relay
+// lists, which anybody can add to, is of no account; for the whole directory only
+// if nothing is pinned.
 func (t *Transport) download(ctx context.Context, r *relay) (*directory, *Error) {
-	u := *r.URL
-	u.Path = "/v1/nodes"
-	if n := len(t.pinned); n > 0 && n <= maxAsked {
-		q := url.Values{}
-		for id := range t.pinned {
-			q.Add("id", string(id))
+	d := &directory{verdicts: map[[32]byte]*verdict{}}
+	if len(t.pinned) == 0 {
+		err := t.ask(ctx, r, d, nil)
+		if errors.As(err, new(*limitError)) {
+			// What came is enough to look for a node.
+			d.refused = append(d.refused, Node{Relay: r.URL.String(), Refused: fmt.Sprintf(reasonCut, err)})
+			err = nil
 		}
-		u.RawQuery = q.Encode()
+		return d, r.failed(err)
 	}
+	for ids := range slices.Chunk(t.asked, maxAsked) {
+		if err := t.ask(ctx, r, d, ids); err != nil {
+			return nil, r.failed(err)
+		}
+	}
+	return d, nil
+}
+
+// ask adds to d what the relay lists of these nodes, or of all. The error is an
+// *Error, or one of the connection or of readDirectory.
+func (t *Transport) ask(ctx context.Context, r *relay, d *directory, ids []string) error {
+	u := *r.URL
+	u.Path, u.RawQuery = "/v1/nodes", url.Values{"id": ids}.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return nil, failf(http.StatusBadGateway, "relay_unreachable", "the URL of %s is malformed", r.name())
+		return failf(http.StatusBadGateway, "relay_unreachable", "the URL of %s is malformed", r.name())
 	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "") // what runs here is nobody's business
 	resp, err := r.RoundTrip(req)
 	if err != nil {
-		return nil, r.unreachable(err)
+		return err
 	}
 	defer resp.Body.Close()
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if resp.StatusCode != http.StatusOK || media != "application/json" {
-		return nil, r.notServed(resp.StatusCode, resp.Header.Get("Retry-After"))
+		return r.notServed(resp.StatusCode, resp.Header.Get("Retry-After"))
 	}
-	d := &directory{verdicts: map[[32]byte]*verdict{}}
-	err = readDirectory(resp.Body, func(e entry, err error) { t.admit(r, d, e, err) })
+	return readDirectory(resp.Body, func(e entry, err error) { t.admit(r, d, e, err) })
+}
+
+// failed makes an *Error of what ask returned.
+func (r *relay) failed(err error) *Error {
+	var ours *Error
 	switch {
 	case err == nil:
-		return d, nil
+		return nil
+	case errors.As(err, &ours):
+		return ours
 	case errors.As(err, new(*networkError)):
-		return nil, r.unreachable(err)
-	default:
-		return nil, failf(http.StatusBadGateway, "relay_error", "%s did not answer with a directory of nodes: %v. Check that the URL is a token.place relay's", r.name(), err)
+		return r.unreachable(err)
 	}
+	return failf(http.StatusBadGateway, "relay_error", "%s did not answer with a directory of nodes: %v. Check that the URL is a token.place relay's", r.name(), err)
 }
 
 // entry is one node in GET /v1/nodes (spec/relay.md). Only the bundle is worth
@@ -233,6 +255,12 @@ type entry struct {
 }
 
 var errEntry = errors.New("an entry has the wrong types")
+
+// limitError says that a directory is larger than what is read of one. What came
+// before is good.
+type limitError struct{ text string }
+
+func (e *limitError) Error() string { return e.text }
 
 // readDirectory reads {"nodes":[…]} and calls each for its entries, with errEntry
 // for one that is JSON of another shape. Fields it does not know are skipped.
@@ -249,7 +277,7 @@ func readDirectory(body io.Reader, each func(entry, error)) error {
 	case m.err != nil:
 		return &networkError{m.err}
 	case m.all <= 0:
-		return fmt.Errorf("it is larger than %d MiB", maxDirectory>>20)
+		return &limitError{fmt.Sprintf("it is larger than %d MiB", maxDirectory>>20)}
 	case m.one <= 0:
 		return fmt.Errorf("an entry is larger than %d KiB", maxEntry>>10)
 	}
@@ -307,7 +335,7 @@ func readNodes(dec *json.Decoder, m *meter, each func(entry, error)) error {
 		}
 		for n := 0; dec.More(); n++ {
 			if n == maxNodes {
-				return fmt.Errorf("it lists more than %d nodes", maxNodes)
+				return &limitError{fmt.Sprintf("it lists more than %d nodes", maxNodes)}
 			}
 			m.one = maxEntry
 			var e entry
@@ -361,6 +389,9 @@ const (
 	reasonName      = "the relay lists it under another node's name"
 	reasonKey       = "it offers no ML-KEM-768+X25519 key, and no other is sealed to: update the node"
 )
+
+// reasonCut stands in the place of the nodes that were not read.
+const reasonCut = "the relay's directory is not shown whole, because %v: pin the node that you look for by its ID, which is then asked for"
 
 // judge verifies a bundle, once for as long as it is listed.
 func (t *Transport) judge(d *directory, e entry) *verdict {

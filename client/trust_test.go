@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -127,13 +128,63 @@ func TestPinnedNodesAreAskedFor(t *testing.T) {
 		r := net.relay("relay.test", n)
 		few := net.client(client.Config{Trust: pins(n)}, r)
 		ask(t, few, chat)
-		many := pins(n)
-		for range 32 {
-			many.Nodes = append(many.Nodes, newNode(t, says("ok"), "m").id)
+		if r.queries[0] != "id="+string(n.id) {
+			t.Errorf("queries %q", r.queries)
+		}
+		many := pins(n, n)
+		for range 249 {
+			cred, err := identity.NewCredential()
+			if err != nil {
+				t.Fatal(err)
+			}
+			many.Nodes = append(many.Nodes, cred.ID())
 		}
 		ask(t, net.client(client.Config{Trust: many}, r), chat)
-		if r.queries[0] != "id="+string(n.id) || r.queries[1] != "" {
-			t.Errorf("queries %q", r.queries)
+		asked := map[string]bool{}
+		for i, query := range r.queries[1:] {
+			q, err := url.ParseQuery(query)
+			if want := []int{100, 100, 50}[i]; err != nil || len(q) != 1 || len(q["id"]) != want {
+				t.Errorf("query %d has %d ids, want %d, %v", i, len(q["id"]), want, err)
+			}
+			for _, id := range q["id"] {
+				asked[id] = true
+			}
+		}
+		if len(asked) != 250 || !asked[string(n.id)] {
+			t.Errorf("%d of 250 were asked for", len(asked))
+		}
+	})
+}
+
+// Nodes that crowd a directory hide themselves from those who pin, and show what
+// came before them to those who do not.
+func TestCrowdedDirectories(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, says("ok"), "m")
+		r := net.relay("relay.test", n)
+		bundle := n.bundle()
+		r.directory = func(w http.ResponseWriter, req *http.Request) {
+			entries := []any{n.entry(bundle)}
+			for len(entries) <= client.MaxNodes && req.URL.RawQuery == "" {
+				entries = append(entries, map[string]any{"id": "x"})
+			}
+			writeNodes(w, entries...)
+		}
+		if status, _ := ask(t, net.client(client.Config{Trust: pins(n)}, r), chat); status != 200 {
+			t.Errorf("status %d", status)
+		}
+		nodes, err := net.client(client.Config{}, r).Nodes(t.Context())
+		if err != nil || len(nodes) != client.MaxNodes+1 {
+			t.Fatalf("%d nodes, %v", len(nodes), err)
+		}
+		found, told := false, false
+		for _, got := range nodes {
+			found = found || got.ID == n.id && len(got.Models) == 1
+			told = told || strings.Contains(got.Refused, "more than 20000 nodes") && got.Relay == "https://relay.test"
+		}
+		if !found || !told {
+			t.Errorf("what came is there: %v; that it is cut is said: %v", found, told)
 		}
 	})
 }
