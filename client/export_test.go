@@ -3,6 +3,7 @@ package client
 import (
 	"io"
 	"net/http"
+	"time"
 
 	"token.place/identity"
 )
@@ -68,4 +69,11 @@ func Choose(t *Transport, model, conversation string) identity.ID {
 	}
 	t.release(way)
 	return way.member.node.id
+}
+
+// PassOn writes a node's answer to an app that asked for a stream.
+func PassOn(w http.ResponseWriter, r *http.Request, resp *http.Response) {
+	s := newStream(w, true, time.Second)
+	defer s.stop()
+	s.copy(r, resp)
 }

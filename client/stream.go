@@ -120,7 +120,9 @@ func (s *stream) copy(r *http.Request, resp *http.Response) {
 	s.mu.Lock()
 	begun := s.begun
 	if !begun {
-		if resp.ContentLength >= 0 {
+		// Comments, and an error event, would count towards the length of events: a
+		// short answer could end up with the right one.
+		if resp.ContentLength >= 0 && !events {
 			s.w.Header().Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
 		}
 		s.begin(resp.StatusCode, resp.Header)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -201,6 +202,20 @@ func TestServerCancel(t *testing.T) {
 					t.Errorf("%s: the engine went on until %v", name, d)
 				}
 			})
+		}
+	}
+}
+
+// A comment must not stand in for what is missing of a stream that said how long
+// it is.
+func TestStreamsHaveNoLength(t *testing.T) {
+	for media, want := range map[string]string{"text/event-stream": "", "text/event-stream; charset=utf-8": "", "application/json": "11", "audio/mpeg": "11"} {
+		w := httptest.NewRecorder()
+		client.PassOn(w, httptest.NewRequest("POST", "/", nil), &http.Response{
+			StatusCode: 200, Header: http.Header{"Content-Type": {media}}, ContentLength: 11, Body: io.NopCloser(strings.NewReader("data: 123\n\n")),
+		})
+		if got := w.Header().Get("Content-Length"); got != want || w.Body.Len() != 11 {
+			t.Errorf("%s: Content-Length %q, want %q", media, got, want)
 		}
 	}
 }
