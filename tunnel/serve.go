@@ -42,7 +42,8 @@ type ServeConfig struct {
 // POST /exchange and GET /status are for h; a handler's request context is
 // done when the relay cancels the request or the connection dies, not when ctx
 // is. h should read a request's body without waiting for its turn: bodies that
-// are left lying share the 4 MB a connection may have in flight.
+// are left lying share the 4 MB a connection may have in flight. Reading fails
+// with os.ErrDeadlineExceeded after 30 s of waiting for the next 64 KiB.
 func Serve(ctx context.Context, nc net.Conn, h http.Handler, cfg ServeConfig) error {
 	if cfg.Capacity < 1 || cfg.Capacity > maxExchanges {
 		nc.Close()
@@ -174,6 +175,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	w.Header()["Date"] = nil // nobody's business, and 10,000 copies of it at the relay
 	if r.URL.Path != "/drain" {
+		defer pace(w, r)()
 		s.handler.ServeHTTP(w, r)
 		return
 	}
