@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -16,9 +14,6 @@ import (
 
 	"token.place/openai"
 )
-
-// drainTime is how long Serve lets requests finish once its context is done.
-const drainTime = 10 * time.Second
 
 // ServerConfig says what a Server serves, and to whom.
 type ServerConfig struct {
@@ -64,37 +59,15 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	return s, nil
 }
 
-// Serve answers on ln until ctx is done, and then lets requests finish for up to
-// ten seconds. It closes ln. What is cut off then ends in an error at the app.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	srv := &http.Server{
-		Handler:           s,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          log.New(io.Discard, "", 0), // it would have addresses of clients in it
-	}
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(ln) }()
-	select {
-	case err := <-done:
-		return fmt.Errorf("serve: %w", err)
-	case <-ctx.Done():
-	}
-	drain, cancel := context.WithTimeout(context.Background(), drainTime)
-	defer cancel()
-	if srv.Shutdown(drain) != nil {
-		srv.Close()
-	}
-	<-done
-	return nil
-}
-
 // ServeHTTP answers one request of an app.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// Whatever a node sends must not become a page of this origin.
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; sandbox")
+	if r.ContentLength != 0 {
+		// What is answered without its body does not wait for that. receive lifts it.
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(lastBytes))
+	}
 	if err := s.guard.check(w.Header(), r); err != nil {
 		writeError(w, r, err)
 		return
@@ -161,7 +134,7 @@ func serveText(w http.ResponseWriter, r *http.Request, text string) {
 
 // serveAPI performs a request and passes its answer on while it streams.
 func (s *Server) serveAPI(w http.ResponseWriter, r *http.Request) {
-	body, err := readBody(r)
+	body, err := receive(w, r)
 	if err != nil {
 		writeError(w, r, err)
 		return
@@ -175,6 +148,9 @@ func (s *Server) serveAPI(w http.ResponseWriter, r *http.Request) {
 	defer out.stop()
 	resp, err := s.transport.do(c)
 	if err != nil {
+		if isCut(r) {
+			err = errStopping
+		}
 		out.fail(r, err)
 		return
 	}

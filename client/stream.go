@@ -139,6 +139,9 @@ func (s *stream) copy(r *http.Request, resp *http.Response) {
 	if err == nil {
 		return
 	}
+	if isCut(r) && events {
+		s.breakOff(errStopping)
+	}
 	if !events || r.Context().Err() != nil {
 		panic(http.ErrAbortHandler)
 	}
