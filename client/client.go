@@ -237,7 +237,7 @@ func (t *Transport) prepare(req *http.Request, body []byte) (*call, error) {
 	for _, name := range sealedHeaders {
 		for _, v := range req.Header[name] {
 			if size += len(v); size > maxHeader || strings.ContainsFunc(v, unicode.IsControl) {
-				return nil, failf(http.StatusBadRequest, "invalid_header", "the header field %s is malformed, or too large with the others: %d bytes are allowed", name, maxHeader)
+				return nil, failf(http.StatusBadRequest, "invalid_header", "the header field %s is malformed, or too large with the others: correct it, or send less than %d bytes of such fields", name, maxHeader)
 			}
 			c.header[name] = append(c.header[name], v)
 		}

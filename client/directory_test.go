@@ -67,6 +67,18 @@ func TestNodesAndModels(t *testing.T) {
 	})
 }
 
+func TestUnmetAliases(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		net := newNetwork(t)
+		n := newNode(t, says("ok"), "m")
+		tr := net.client(client.Config{Trust: pins(n), Aliases: map[string]string{"good": "m", "b": "typo", "a": "gone", "m2": "m"}}, net.relay("relay.test", n))
+		models, err := tr.Models(t.Context())
+		if got, want := tr.Unmet(models), []client.Model{{ID: "a", AliasOf: "gone"}, {ID: "b", AliasOf: "typo"}}; err != nil || !slices.Equal(got, want) {
+			t.Errorf("unmet %+v, %v", got, err)
+		}
+	})
+}
+
 // A relay may hold on to a node's last descriptor: the newest that any relay has
 // counts.
 func TestTheNewestDescriptorCounts(t *testing.T) {

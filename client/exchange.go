@@ -320,7 +320,7 @@ func (r *relay) explain(id identity.ID, e *ohttp.StatusError) failure {
 	case slug == "node-busy":
 		return busy(id, e.RetryAfter)
 	case slug == "too-large":
-		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s or the node: send less at once", r.name()), false, false, false}
+		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s or the node: send less at once, for example smaller images or fewer messages", r.name()), false, false, false}
 	case slug == "slow-body":
 		return failure{failf(http.StatusBadGateway, "slow_network", "sending the request to %s took too long: try again over a better connection", r.name()), false, false, false}
 	case slug == "exchange-timeout":

@@ -146,6 +146,19 @@ func (t *Transport) list(now time.Time) []Model {
 	return models
 }
 
+// Unmet returns the aliases that are not among models, as Models returned them: no
+// verified node offers what they stand for. Their Nodes is 0.
+func (t *Transport) Unmet(models []Model) []Model {
+	var unmet []Model
+	for alias, target := range t.aliases {
+		if !slices.ContainsFunc(models, func(m Model) bool { return m.ID == alias && m.AliasOf == target }) {
+			unmet = append(unmet, Model{ID: alias, AliasOf: target})
+		}
+	}
+	slices.SortFunc(unmet, func(a, b Model) int { return strings.Compare(a.ID, b.ID) })
+	return unmet
+}
+
 // missing says why there is no node for a request. t.mu is held.
 func (t *Transport) missing(c *call, now time.Time) error {
 	models := t.list(now)
