@@ -143,6 +143,9 @@ func report(ctx context.Context, s streams, n *devnet.Net, asJSON bool) error {
 	for _, m := range models {
 		line.Models = append(line.Models, m.ID)
 	}
+	for _, m := range n.Client.Unmet(models) {
+		fmt.Fprintf(s.err, "tokenplace: alias %s stands for %s, which is not there; there are: %s\n", m.ID, m.AliasOf, strings.Join(line.Models, ", "))
+	}
 	if asJSON {
 		return json.NewEncoder(s.out).Encode(line)
 	}

@@ -166,6 +166,10 @@ func announce(ctx context.Context, s streams, t *client.Transport) []string {
 		fmt.Fprintf(s.err, "tokenplace: not ready yet: %s\n", e.Message)
 	case err == nil && len(names) == 0:
 		fmt.Fprintln(s.err, "tokenplace: none of the pinned nodes is connected yet; tokenplace models shows what the relay lists")
+	case err == nil:
+		for _, m := range t.Unmet(models) {
+			fmt.Fprintf(s.err, "tokenplace: alias %s stands for %s, which no pinned node offers now; there are: %s\n", m.ID, m.AliasOf, strings.Join(names, ", "))
+		}
 	}
 	return names
 }
