@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"token.place/identity"
-	"token.place/openai"
 )
 
 // loadEvery is the least time between two reports of the load on one tunnel.
@@ -78,28 +77,18 @@ func (s *state) take() bool {
 	return true
 }
 
+// full tells whether take would refuse.
+func (s *state) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now.inFlight >= s.capacity
+}
+
 func (s *state) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.now.inFlight--
 	s.tell()
-}
-
-// limit holds exchanges to the node's capacity over all its relays. Each relay
-// knows it for its own tunnel; only the node sees them together.
-func (n *Node) limit(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !n.state.take() {
-			w.Header().Set("Retry-After", "1")
-			openai.WriteError(w, http.StatusTooManyRequests, openai.Error{
-				Code:    "node_busy",
-				Message: "This node already runs as many requests as it takes. Try again in a moment, or let the client choose another node.",
-			})
-			return
-		}
-		defer n.state.release()
-		next.ServeHTTP(w, r)
-	})
 }
 
 // statusLine is one line of GET /status, see spec/tunnel.md.
