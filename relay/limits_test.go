@@ -95,13 +95,23 @@ func TestSlowBody(t *testing.T) {
 					if took := time.Since(at); took < 30*time.Second || took > 50*time.Second {
 						w.Errorf("after %v", took)
 					}
+					if res, body := post(&slow{1, 60_000, 10 * time.Second}); known {
+						w.problem(res, body, 408, "slow-body")
+					}
 					if known && exchanges > 0 {
 						w.Error("a small body that did not come held a place at the node")
 					}
-					// 1 KB a second is slow, but it gets there.
-					if res, body := post(&slow{1 << 10, 100 << 10, time.Second}); body != "answer" {
+					// 4 KB a second is slow, but it gets there, and while nobody
+					// waits for it so does 1 KB.
+					if res, body := post(&slow{4 << 10, 400 << 10, time.Second}); body != "answer" {
 						w.Errorf("slow but steady: %d %s", res.StatusCode, body)
 					}
+					if res, body := post(&slow{1 << 10, 60 << 10, time.Second}); known && body != "answer" {
+						w.Errorf("small, slow but steady: %d %s", res.StatusCode, body)
+					}
+					res, body = post(&slow{1 << 10, 200 << 10, time.Second})
+					w.problem(res, body, 408, "slow-body")
+					time.Sleep(time.Minute) // the client notices
 					c.CloseIdleConnections()
 					n.close()
 				})

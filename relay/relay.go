@@ -91,6 +91,7 @@ type Relay struct {
 	hub       tunnel.Hub
 	directory directory
 	models    modelCache
+	large     atomic.Int64 // large requests that are held, see upload.go
 	phase     atomic.Int32
 	epoch     time.Time // of the clock that exchanges go by, never zero on it
 

@@ -5,39 +5,56 @@ import (
 	"io"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 // progress adds up how long the relay has waited for a client since the last
-// 16 KiB of one direction. One goroutine moves bytes, another may ask.
+// piece of one direction. One goroutine moves bytes, another may ask.
 type progress struct {
-	since  atomic.Int64 // when the wait in progress began, 0 if none
-	waited atomic.Int64 // before it
+	mu     sync.Mutex // guards the fields below
+	piece  int        // how many bytes are one; 0 means bufferSize
 	bytes  int
+	since  time.Duration // when the wait in progress began, 0 if none
+	waited time.Duration // before it
 }
 
-func (p *progress) begin(now time.Duration) { p.since.Store(int64(now)) }
+func (p *progress) begin(now time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.since = now
+}
 
 func (p *progress) end(now time.Duration, n int) {
-	since := p.since.Swap(0)
-	if p.bytes += n; p.bytes >= bufferSize {
-		p.bytes = 0
-		p.waited.Store(0)
-		return
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.waited += now - p.since
+	p.since = 0
+	if p.bytes += n; p.bytes >= max(p.piece, bufferSize) {
+		p.bytes, p.waited = 0, 0
 	}
-	p.waited.Add(int64(now) - since)
 }
 
 func (p *progress) wait(now time.Duration) time.Duration {
-	since := p.since.Load()
-	if since == 0 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.since == 0 {
 		return 0
 	}
-	return now - time.Duration(since-p.waited.Load())
+	return now - p.since + p.waited
 }
 
-func (p *progress) waiting() bool { return p.since.Load() != 0 }
+func (p *progress) waiting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.since != 0
+}
+
+// larger makes pieces larger.
+func (p *progress) larger(piece int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.piece = piece
+}
 
 // upload is a client's body on its way to the node.
 type upload struct {
@@ -48,9 +65,10 @@ type upload struct {
 
 	mu     sync.Mutex // held while reading; guards the fields below
 	buffer *[bufferSize]byte
-	head   []byte // read ahead, in buffer
-	left   int64  // how many bytes it may still have
-	err    error  // io.EOF at the end
+	large  *[largeSize]byte // unless nil, in the place of buffer
+	head   []byte           // read ahead, in one of them
+	left   int64            // how many bytes it may still have
+	err    error            // io.EOF at the end
 	closed bool
 
 	once sync.Once // done
@@ -61,30 +79,63 @@ var (
 	errEnded    = errors.New("exchange ended")
 )
 
+const (
+	// largeSize is that of the largest requests that are received whole before
+	// the node is asked: what nearly all chats are padded to, sealed.
+	largeSize = 68 << 10
+
+	// maxLarge is how many of them there are at once; the others pass as they come.
+	maxLarge = 1024
+
+	// uploadPiece is how much of a larger request has to come in StallTimeout. It
+	// is more than while nothing is held: the request has a place at the node.
+	uploadPiece = 64 << 10
+)
+
+var largeBuffers = sync.Pool{New: func() any { return new([largeSize]byte) }}
+
 // prefetch reads a small body whole before it asks for a place at the node, so
 // that a client who sends slowly holds no place.
 func (x *exchange) prefetch() *problem {
 	u := &x.upload
-	if n := x.req.ContentLength; n < 0 || n > bufferSize {
+	u.mu.Lock()
+	buffer := u.room(x.req.ContentLength)
+	if buffer == nil {
+		u.mu.Unlock()
+		u.progress.larger(uploadPiece)
 		if x.req.ProtoMajor == 1 {
 			u.done = make(chan struct{})
 		}
 		return nil
 	}
-	u.mu.Lock()
-	u.buffer = buffers.Get().(*[bufferSize]byte)
 	n := 0
 	for u.err == nil {
 		var m int
-		m, _ = u.read(u.buffer[n:])
+		m, _ = u.read(buffer[n:])
 		n += m
 	}
-	u.head = u.buffer[:n]
+	u.head = buffer[:n]
 	u.mu.Unlock()
 	if u.err != io.EOF {
 		return x.failed(u.err, "")
 	}
 	return nil
+}
+
+// room returns a buffer for a body of n bytes, or nil; u.mu is held.
+func (u *upload) room(n int64) []byte {
+	switch {
+	case n < 0 || n > largeSize:
+		return nil
+	case n <= bufferSize:
+		u.buffer = buffers.Get().(*[bufferSize]byte)
+		return u.buffer[:]
+	case u.relay.large.Add(1) > maxLarge:
+		u.relay.large.Add(-1)
+		return nil
+	}
+	u.large = largeBuffers.Get().(*[largeSize]byte)
+	return u.large[:]
 }
 
 // Read reads the body, for the tunnel.
@@ -156,8 +207,12 @@ func (u *upload) end() {
 func (u *upload) free() {
 	if u.buffer != nil {
 		buffers.Put(u.buffer)
-		u.buffer, u.head = nil, nil
 	}
+	if u.large != nil {
+		largeBuffers.Put(u.large)
+		u.relay.large.Add(-1)
+	}
+	u.buffer, u.large, u.head = nil, nil, nil
 }
 
 // problem says what was wrong with the body, if that is why it ended. gone says
