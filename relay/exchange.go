@@ -99,6 +99,12 @@ func (r *Relay) serveExchange(w http.ResponseWriter, req *http.Request, node str
 		r.refuse(w, req, nodeUnavailable)
 		return
 	}
+	if r.exchanges.Add(1) > int64(r.cfg.MaxExchanges) {
+		r.exchanges.Add(-1)
+		r.refuse(w, req, relayBusy)
+		return
+	}
+	defer r.exchanges.Add(-1)
 	ctx, cancel := context.WithCancel(req.Context())
 	x := &exchange{relay: r, w: w, req: req, rc: *http.NewResponseController(w), cancel: cancel, ends: r.now() + r.cfg.MaxExchange}
 	x.upload = upload{relay: r, body: req.Body, left: r.cfg.MaxBody}

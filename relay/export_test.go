@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
+	"time"
 )
 
 // Strict reads HTTP/1 from c strictly and calls head for each head it approves.
@@ -30,3 +32,27 @@ func (r *Relay) Copy(w http.ResponseWriter, body io.ReadCloser) {
 
 // ModelList is what GET /v1/models answers.
 func (r *Relay) ModelList() []byte { return r.models.get(&r.directory) }
+
+// Progress counts n waits of a nanosecond, two for each piece, while others ask, and returns the
+// longest that they were told.
+func Progress(n int) (longest time.Duration) {
+	var p progress
+	var clock atomic.Int64
+	clock.Store(1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range n {
+			p.begin(time.Duration(clock.Load()))
+			p.end(time.Duration(clock.Add(1)), bufferSize/2)
+		}
+	}()
+	for {
+		longest = max(longest, p.wait(time.Duration(clock.Load())))
+		select {
+		case <-done:
+			return longest
+		default:
+		}
+	}
+}

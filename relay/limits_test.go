@@ -269,3 +269,11 @@ func (p *pieces) Read(b []byte) (int, error) {
 }
 
 func (p *pieces) Close() error { return nil }
+
+// A wait that ends while somebody asks for it is counted once.
+func TestWaitsCountOnce(t *testing.T) {
+	// What the clock shows may be one wait ahead.
+	if got := relay.Progress(100_000); got > 3 {
+		t.Errorf("waits of at most 2 count as %d", got)
+	}
+}

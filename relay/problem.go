@@ -45,6 +45,8 @@ var (
 		detail: "It may be connected to another relay, or be back soon; GET /v1/nodes lists those that are here."}
 	nodeBusy = problem{slug: "node-busy", title: "The node is at its capacity", status: http.StatusServiceUnavailable, retry: 1,
 		detail: "Choose another node, or come back."}
+	relayBusy = problem{slug: "relay-busy", title: "The relay is at its capacity", status: http.StatusServiceUnavailable, retry: 1,
+		detail: "Use another relay, or come back."}
 	nodeFailed = problem{slug: "node-failed", title: "The node gave no answer", status: http.StatusBadGateway,
 		detail: "It went away, or what it sent is not a sealed answer. Nothing of an answer was delivered: choose another node."}
 	exchangeTimeout = problem{slug: "exchange-timeout", title: "The exchange took too long", status: http.StatusGatewayTimeout,

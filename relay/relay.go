@@ -53,6 +53,10 @@ type Config struct {
 	// one hour.
 	MaxExchange time.Duration
 
+	// MaxExchanges is how many exchanges may run at once; default 4,096. One
+	// whose client takes nothing holds about 1 MiB until it is cut.
+	MaxExchanges int
+
 	// MaxStreams is how many exchanges may run at once on one HTTP/2 connection
 	// of a client; default 250.
 	MaxStreams int
@@ -91,6 +95,7 @@ type Relay struct {
 	hub       tunnel.Hub
 	directory directory
 	models    modelCache
+	exchanges atomic.Int64 // that run
 	large     atomic.Int64 // large requests that are held, see upload.go
 	phase     atomic.Int32
 	epoch     time.Time // of the clock that exchanges go by, never zero on it
@@ -116,6 +121,7 @@ func New(cfg Config) (*Relay, error) {
 	bad += fill("MaxNodes", &cfg.MaxNodes, 20_000)
 	bad += fill("MaxBody", &cfg.MaxBody, 64<<20)
 	bad += fill("MaxExchange", &cfg.MaxExchange, time.Hour)
+	bad += fill("MaxExchanges", &cfg.MaxExchanges, 4096)
 	bad += fill("MaxStreams", &cfg.MaxStreams, 250)
 	bad += fill("MaxHandshakes", &cfg.MaxHandshakes, 256)
 	bad += fill("HeaderTimeout", &cfg.HeaderTimeout, 10*time.Second)
