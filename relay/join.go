@@ -50,6 +50,7 @@ const (
 	reasonFull    telemetry.Reason = "the relay has as many nodes as it takes"
 	reasonDrains  telemetry.Reason = "it drains"
 	reasonExpired telemetry.Reason = "its descriptor expired and it sent no other"
+	reasonList    telemetry.Reason = "it is not on the relay's list"
 	reasonLost    telemetry.Reason = "its connection ended"
 )
 
@@ -65,6 +66,7 @@ func (r *Relay) join(ctx context.Context, t *tls.Conn, limit time.Duration) *nod
 	defer late.Stop()
 	if reason := n.join(ctx, t); reason != "" {
 		n.log("node refused", reason)
+		n.explain(ctx, reason)
 		n.close()
 		return nil
 	}
@@ -78,12 +80,29 @@ func (n *node) serve(ctx context.Context) {
 	reason := n.follow()
 	n.leave(ctx, reason)
 	n.log("node leaves", reason)
+	n.explain(ctx, reason)
 	n.close()
 	n.relay.directory.gone(n.id, n.conn)
 }
 
 func (n *node) log(message string, reason telemetry.Reason) {
 	n.relay.log.LogAttrs(context.Background(), slog.LevelDebug, message, slog.String("node", string(n.id)), slog.Any("reason", reason))
+}
+
+// nodeRefusals are the reasons that a node is told.
+var nodeRefusals = map[telemetry.Reason]tunnel.Refusal{
+	reasonStatus:  tunnel.RefusedMalformed,
+	reasonBundle:  tunnel.RefusedExpired,
+	reasonFull:    tunnel.RefusedFull,
+	reasonExpired: tunnel.RefusedExpired,
+	reasonList:    tunnel.RefusedNotAllowed,
+}
+
+// explain tells a node why it is not taken, for its operator.
+func (n *node) explain(ctx context.Context, reason telemetry.Reason) {
+	if why, ok := nodeRefusals[reason]; ok && n.conn != nil {
+		n.conn.Refuse(ctx, why)
+	}
 }
 
 func (n *node) close() {
@@ -113,6 +132,9 @@ func (n *node) join(ctx context.Context, t *tls.Conn) telemetry.Reason {
 		return reasonTunnel
 	}
 	n.conn = conn
+	if n.relay.allowed != nil && !n.relay.allowed[n.id] {
+		return reasonList
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+string(n.id)+"/status", nil)
 	if err != nil {
 		panic("internal error: " + err.Error())

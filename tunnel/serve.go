@@ -37,6 +37,7 @@ type ServeConfig struct {
 //
 //   - nil when ctx was done: no new requests, cfg.Drain for running ones
 //   - ErrDrained or ErrReplaced when the relay asked for that
+//   - a *RefusedError when the relay does not take this node
 //   - an error wrapping io.ErrUnexpectedEOF when the connection was lost
 //
 // POST /exchange and GET /status are for h; a handler's request context is
@@ -124,6 +125,11 @@ func (s *server) wait(ctx context.Context, cfg ServeConfig) error {
 	var why error
 	select {
 	case <-s.ended:
+		select {
+		case why = <-s.drain: // it came just before
+			return why
+		default:
+		}
 		return fmt.Errorf("serve tunnel: %w", io.ErrUnexpectedEOF)
 	case <-ctx.Done():
 	case why = <-s.drain:
@@ -174,7 +180,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.handlers.Done()
 
 	w.Header()["Date"] = nil // nobody's business, and 10,000 copies of it at the relay
-	if r.URL.Path != "/drain" {
+	if r.URL.Path != "/drain" && r.URL.Path != "/refused" {
 		defer pace(w, r)()
 		s.handler.ServeHTTP(w, r)
 		return
@@ -184,7 +190,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	why := ErrDrained
-	if r.URL.RawQuery == "replaced" {
+	switch {
+	case r.URL.Path == "/refused":
+		why = refusedError(r.URL.RawQuery)
+	case r.URL.RawQuery == "replaced":
 		why = ErrReplaced
 	}
 	w.WriteHeader(http.StatusNoContent)
