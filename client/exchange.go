@@ -319,6 +319,8 @@ func (r *relay) explain(id identity.ID, e *ohttp.StatusError) failure {
 		return f
 	case slug == "node-busy":
 		return busy(id, e.RetryAfter)
+	case slug == "relay-busy":
+		return failure{r.notServed(e.Status, e.RetryAfter), true, true, false}
 	case slug == "too-large":
 		return failure{failf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is too large for %s or the node: send less at once, for example smaller images or fewer messages", r.name()), false, false, false}
 	case slug == "slow-body":

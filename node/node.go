@@ -70,6 +70,13 @@ const (
 	// replacedWait is how long a node that was replaced stays away.
 	replacedWait = 30 * time.Second
 
+	// settledAfter is how long a relay that asked who this node is must have kept
+	// it to have taken it.
+	settledAfter = 2 * time.Second
+
+	// refusedWait is the least time between two attempts at a relay that refuses.
+	refusedWait = 4 * time.Second
+
 	// handshakeTimeout bounds dialling and TLS to a relay.
 	handshakeTimeout = 10 * time.Second
 )
@@ -258,6 +265,9 @@ func (n *Node) keepTunnel(ctx context.Context, r identity.Relay) {
 			// once would only make the two take turns.
 			wait = replacedWait
 		}
+		if errors.As(err, new(*tunnel.RefusedError)) {
+			wait = max(wait, refusedWait) // it would not help to ask more often
+		}
 		// Said once for each trouble, however often it is tried again.
 		if why := reason(err); why != told {
 			log.Warn("no tunnel to a relay; trying again", "reason", why)
@@ -274,7 +284,7 @@ func (n *Node) keepTunnel(ctx context.Context, r identity.Relay) {
 }
 
 // tunnel dials r and serves exchanges until that connection ends. It calls up
-// when the relay has asked who this node is, and not after it has returned.
+// when the relay has taken this node, and not after it has returned.
 func (n *Node) tunnel(ctx context.Context, r identity.Relay, up func()) error {
 	conn, err := n.dial(ctx, r)
 	if err != nil {
@@ -285,8 +295,21 @@ func (n *Node) tunnel(ctx context.Context, r identity.Relay, up func()) error {
 	mux := http.NewServeMux()
 	mux.Handle("/", n.handler)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		up()
+		// A relay asks and may then refuse: it has taken the node when it stays.
+		ended := make(chan struct{})
+		var settle sync.WaitGroup
+		settle.Go(func() {
+			wait := time.NewTimer(settledAfter)
+			defer wait.Stop()
+			select {
+			case <-wait.C:
+				up()
+			case <-ended:
+			}
+		})
 		n.serveStatus(w, r, draining)
+		close(ended)
+		settle.Wait()
 	})
 	return tunnel.Serve(ctx, conn, mux, tunnel.ServeConfig{
 		Capacity: n.cfg.Capacity,
@@ -324,8 +347,13 @@ var errProto = errors.New("not a relay")
 // reason puts an error into the operator's words. It returns constants only: an
 // error may quote the peer.
 func reason(err error) telemetry.Reason {
-	var cert *tls.CertificateVerificationError
+	var (
+		cert    *tls.CertificateVerificationError
+		refused *tunnel.RefusedError
+	)
 	switch {
+	case errors.As(err, &refused):
+		return refusals[refused.Reason]
 	case errors.Is(err, identity.ErrPeer):
 		return "the relay is not the one in the URL: compare the ID after # with what the relay printed when it started"
 	case errors.As(err, &cert):
@@ -339,5 +367,14 @@ func reason(err error) telemetry.Reason {
 	case errors.Is(err, tunnel.ErrDrained):
 		return "the relay is restarting"
 	}
-	return "the connection was lost, or the relay refused this node"
+	return "the connection was lost"
+}
+
+// refusals puts a relay's reasons into words.
+var refusals = map[tunnel.Refusal]telemetry.Reason{
+	"":                       "the relay refuses this node and does not say why",
+	tunnel.RefusedExpired:    "the relay finds this node's descriptor not valid now: set the clocks of both machines right",
+	tunnel.RefusedMalformed:  "the relay does not understand this node: update whichever of the two is older",
+	tunnel.RefusedNotAllowed: "the relay carries only for the nodes on its list: ask its operator to add --allow with this node's ID",
+	tunnel.RefusedFull:       "the relay has as many nodes as it takes: try another one",
 }

@@ -23,7 +23,9 @@ import (
 	"token.place/internal/devnet"
 	"token.place/internal/memnet"
 	"token.place/internal/telemetry"
+	"token.place/node"
 	"token.place/openai"
+	"token.place/relay"
 )
 
 // start starts a network in memory and returns it with an HTTP client for its
@@ -398,4 +400,46 @@ func BenchmarkChain(b *testing.B) {
 		io.Copy(io.Discard, resp.Body)
 		resp.Body.Close()
 	}
+}
+
+// A node that a relay does not take is told why.
+func TestARefusedNodeKnowsWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := memnet.New()
+		cred, _ := identity.NewCredential()
+		other, _ := identity.NewCredential()
+		r, err := relay.New(relay.Config{Credential: cred, Nodes: []identity.ID{other.ID()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, _ := mem.Listen("relay:443")
+		address, _ := identity.ParseRelay("https://relay:443/#" + string(cred.ID()))
+		var logs log
+		s := &stub{}
+		n, err := node.New(node.Config{Credential: must(identity.NewCredential()), Relays: []identity.Relay{address},
+			Engine: s.engine(t), Dial: mem.Dial, Log: telemetry.New(telemetry.Production, &logs)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var parts sync.WaitGroup
+		parts.Go(func() { r.Serve(ctx, ln) })
+		parts.Go(func() { n.Run(ctx) })
+		time.Sleep(time.Minute)
+		if r.Connected() != 0 {
+			t.Error("it was let in")
+		}
+		stop()
+		parts.Wait()
+		if got := logs.b.String(); strings.Count(got, "ask its operator to add --allow") != 1 {
+			t.Errorf("log of a minute:\n%s", got)
+		}
+	})
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
