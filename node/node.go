@@ -224,6 +224,7 @@ func (n *Node) refresh(ctx context.Context) bool {
 			models = append(models, identity.Model{ID: m.ID, ContextLength: m.ContextLength})
 		}
 	}
+	known, _ := n.state.get()
 	changed := n.state.setModels(models)
 	if changed && len(models) < len(found) {
 		n.cfg.Log.Warn("models left out", "reason", telemetry.Reason("their names are not printable, or there are more than 128"))
@@ -233,7 +234,7 @@ func (n *Node) refresh(ctx context.Context) bool {
 		n.cfg.Log.Warn("engine does not answer", "reason", telemetry.Reason("start it, or check the address that the node was given; it is asked again every 15 s"))
 	case changed && len(models) == 0:
 		n.cfg.Log.Warn("engine has no models", "reason", telemetry.Reason("pull or load one; no work arrives until then"))
-	case changed:
+	case changed && known.bundle != (identity.Bundle{}): // not what the node starts with
 		n.cfg.Log.Info("models change", "models", len(models))
 	}
 	return changed
