@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"token.place/client"
@@ -337,7 +338,8 @@ func TestDirectoryIsFetchedOnceForAll(t *testing.T) {
 			t.Errorf("%d fetches", fetches)
 		}
 		time.Sleep(4 * time.Second)
-		ask(t, tr, chat)
+		ask(t, tr, chat) // which need not wait for the fetch that it begins
+		synctest.Wait()
 		tr.Close()
 		if fetches, _ := r.counts(); fetches != 2 {
 			t.Errorf("%d fetches after 4 s", fetches)
