@@ -1,6 +1,9 @@
 package pocket
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // Embedded is the weights in the binary.
 func Embedded() []byte { return weights }
@@ -18,25 +21,24 @@ func Load(b []byte) (*Model, error) {
 	return &Model{m}, nil
 }
 
-// ParseGGUF reads the container only.
-func ParseGGUF(b []byte) (metadata, tensors int, err error) {
-	g, err := parseGGUF(b)
-	if err != nil {
-		return 0, 0, err
-	}
-	return len(g.meta), len(g.tensors), nil
-}
-
 // Half widens a half-precision number.
 func Half(h uint16) float32 { return half(h) }
 
 type Model struct{ m *model }
 
-func (m *Model) Encode(s string) []int   { return m.m.vocab.encode(nil, s) }
-func (m *Model) Decode(ids []int) string { return m.m.vocab.decode(ids) }
-func (m *Model) Limit() int              { return m.m.limit }
-func (m *Model) Vocab() int              { return len(m.m.vocab.pieces) }
-func (m *Model) IsControl(id int) bool   { return m.m.vocab.pieces[id] == "" }
+func (m *Model) Encode(s string) []int { return m.m.vocab.encode(nil, s) }
+func (m *Model) Limit() int            { return m.m.limit }
+func (m *Model) Vocab() int            { return len(m.m.vocab.pieces) }
+func (m *Model) IsControl(id int) bool { return m.m.vocab.pieces[id] == "" }
+
+// Decode returns the bytes the tokens stand for; controls stand for none.
+func (m *Model) Decode(ids []int) string {
+	var b strings.Builder
+	for _, id := range ids {
+		b.WriteString(m.m.vocab.pieces[id])
+	}
+	return b.String()
+}
 
 func (m *Model) Session() *Session { return &Session{m.m.session()} }
 
@@ -45,9 +47,6 @@ type Session struct{ s *session }
 func (s *Session) Step(token int) []float32 { s.s.step(token, true); return s.s.logits }
 func (s *Session) Feed(token int)           { s.s.step(token, false) }
 func (s *Session) Reset()                   { s.s.reset() }
-
-// Blank reports whether nothing of an exchange is left in the session.
-func (s *Session) Blank() bool { return s.s.blank() }
 
 func (s *session) blank() bool {
 	buffers := [][]float32{s.x, s.h, s.q, s.att, s.gate, s.up, s.scores, s.logits}

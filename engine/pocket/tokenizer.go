@@ -211,12 +211,3 @@ func (v *vocabulary) prefixes(out []int, text string) []int {
 	}
 	return out
 }
-
-// decode returns the bytes the tokens stand for; controls stand for none.
-func (v *vocabulary) decode(ids []int) string {
-	var b strings.Builder
-	for _, id := range ids {
-		b.WriteString(v.pieces[id])
-	}
-	return b.String()
-}

@@ -45,7 +45,6 @@ func ParseEnvironment(s string) (Environment, error) {
 // environment in which each does. All are facts about the operator's own
 // machine and network, none about a client or an exchange.
 var allowed = map[string]Environment{
-	"version":  Production,  // of this binary
 	"listen":   Production,  // the address this process listens on
 	"id":       Production,  // this relay's or node's own ID
 	"engine":   Production,  // kind of engine: "Ollama", "pocket"
@@ -54,7 +53,6 @@ var allowed = map[string]Environment{
 	"reason":   Production,  // a Reason, see there
 	"node":     Development, // another's ID: who is connected to whom is connection metadata
 	"relay":    Development,
-	"nodes":    Development, // how many are connected
 	"wait":     Development, // until the next attempt
 	"stack":    Development, // of our own code, after a panic: functions and lines
 }

@@ -19,7 +19,7 @@ func logAll(l *slog.Logger) {
 	l.Warn("tunnel ends", "node", "abc", "reason", errors.New(secret), "err", errors.New(secret))
 	l.Info("tunnel ends", "reason", secret)
 	l.Warn("node refused", "reason", telemetry.Reason("its descriptor has expired"))
-	l.Debug("tunnel opens", "node", "abc", "models", 2, "version", struct{ S string }{secret})
+	l.Debug("tunnel opens", "node", "abc", "models", struct{ S string }{secret})
 	l.With("token", secret, "id", "own").Warn("ready", slog.Group("g", "id", secret))
 	l.WithGroup("g").With("id", secret).Warn("nested", "id", secret)
 	l.Info("bytes", "id", []byte(secret), "key", []byte(secret))
