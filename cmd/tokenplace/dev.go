@@ -51,8 +51,7 @@ Example:
 
 func runDev(ctx context.Context, s streams, args []string) error {
 	f := newFlags(s, "dev", devUsage)
-	which := f.String("engine", "auto", "")
-	keyFile := f.String("engine-key", "", "")
+	source := f.engine()
 	nodes := f.Int("nodes", 2, "")
 	listen := f.String("listen", "", "")
 	aliases := f.aliases()
@@ -67,24 +66,20 @@ func runDev(ctx context.Context, s streams, args []string) error {
 	if err != nil {
 		return err
 	}
-	key, err := secret(*keyFile)
-	if err != nil {
-		return err
-	}
 	names, err := aliases.load()
 	if err != nil {
 		return err
 	}
-	eng, err := openEngine(ctx, *which, key)
+	eng, err := source.open(ctx)
 	if err != nil {
 		return err
 	}
 	models, err := eng.Models(ctx)
 	if err != nil {
-		return fmt.Errorf("%w, or use --engine pocket", engineError(*which, err))
+		return fmt.Errorf("%w, or use --engine pocket", source.explain(err))
 	}
 	if len(models) == 0 {
-		return fmt.Errorf("--engine %s: it runs but has no models; load one, or use --engine pocket", *which)
+		return fmt.Errorf("--engine %s: it runs but has no models; load one, or use --engine pocket", *source.which)
 	}
 	fmt.Fprintf(s.err, "engine: %s\n", describe(eng.Name()))
 	o := devnet.Options{Engine: eng, Nodes: *nodes, Server: *listen, Aliases: names, Log: log, RelayLog: log}

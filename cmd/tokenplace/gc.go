@@ -18,9 +18,9 @@ const (
 )
 
 // tuneGC has the collector run after about the same amount of garbage however
-// much is alive. With Go's default, twice the live heap, a relay with few nodes
-// collects seventy times a second under load, and one with 10,000 idle nodes
-// takes twice the memory that they need. GOGC in the environment goes before.
+// much is alive: by Go's default a small heap is collected every few exchanges,
+// and the heap of 10,000 idle nodes only when it has doubled
+// (docs/adr/0006-garbage.md). GOGC in the environment goes before.
 func tuneGC() {
 	if os.Getenv("GOGC") != "" {
 		return

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime/debug"
+	"runtime/metrics"
 	"strings"
 	"testing"
 
@@ -153,5 +155,23 @@ func TestFlagsBetweenArguments(t *testing.T) {
 	words, err := f.parse([]string{"what", "--model", "m", "is", "--json", "--", "--this", "-h"}, true)
 	if err != nil || *model != "m" || !*asJSON || strings.Join(words, " ") != "what is --this -h" {
 		t.Errorf("words %q, model %q, json %v, %v", words, *model, *asJSON, err)
+	}
+}
+
+func TestTuneGC(t *testing.T) {
+	percent := func() uint64 {
+		sample := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
+	}
+	before := debug.SetGCPercent(100)
+	defer debug.SetGCPercent(before)
+	t.Setenv("GOGC", "100")
+	if tuneGC(); percent() != 100 {
+		t.Errorf("GOGC is set and the collector was tuned to %d %%", percent())
+	}
+	os.Unsetenv("GOGC")
+	if tuneGC(); percent() != maxPercent {
+		t.Errorf("a small heap is collected at %d %%, want %d", percent(), maxPercent)
 	}
 }

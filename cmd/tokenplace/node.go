@@ -51,8 +51,7 @@ Example:
 func runNode(ctx context.Context, s streams, args []string) error {
 	f := newFlags(s, "node run", nodeUsage)
 	relays := f.relays()
-	which := f.String("engine", "auto", "")
-	keyFile := f.String("engine-key", "", "")
+	source := f.engine()
 	capacity := f.Int("capacity", 4, "")
 	file := f.identityFile("node")
 	asJSON := f.Bool("json", false, "")
@@ -69,21 +68,17 @@ func runNode(ctx context.Context, s streams, args []string) error {
 	if err != nil {
 		return err
 	}
-	key, err := secret(*keyFile)
-	if err != nil {
-		return err
-	}
 	cred, err := loadIdentity(*file)
 	if err != nil {
 		return err
 	}
-	eng, err := openEngine(ctx, *which, key)
+	eng, err := source.open(ctx)
 	if err != nil {
 		return err
 	}
 	models, err := eng.Models(ctx)
 	if err != nil {
-		fmt.Fprintf(s.err, "tokenplace: %v. The node starts and asks again every 15 s\n", engineError(*which, err))
+		fmt.Fprintf(s.err, "tokenplace: %v. The node starts and asks again every 15 s\n", source.explain(err))
 	}
 	tuneGC()
 	n, err := node.New(node.Config{Credential: cred, Relays: relays.values, Engine: eng, Capacity: *capacity, Log: log})
@@ -117,10 +112,22 @@ func describe(name string) string {
 	return name
 }
 
-// openEngine opens what --engine names.
-func openEngine(ctx context.Context, which, key string) (*engine.Engine, error) {
+// engineFlags are --engine and --engine-key.
+type engineFlags struct{ which, keyFile *string }
+
+func (f *flags) engine() engineFlags {
+	return engineFlags{f.String("engine", "auto", ""), f.String("engine-key", "", "")}
+}
+
+// open opens what --engine names.
+func (e engineFlags) open(ctx context.Context) (*engine.Engine, error) {
+	which := *e.which
 	if which != "auto" && which != "pocket" && !strings.HasPrefix(which, "http://") && !strings.HasPrefix(which, "https://") {
 		return nil, badUsage("--engine %q: want auto, pocket, or a URL such as http://127.0.0.1:8080", clip(which))
+	}
+	key, err := secret(*e.keyFile)
+	if err != nil {
+		return nil, err
 	}
 	eng, err := devnet.OpenEngine(ctx, which, key)
 	if err != nil {
@@ -129,8 +136,8 @@ func openEngine(ctx context.Context, which, key string) (*engine.Engine, error) 
 	return eng, nil
 }
 
-// engineError says what to do about an engine that does not list its models.
-func engineError(which string, err error) error {
+// explain says what to do about an engine that does not list its models.
+func (e engineFlags) explain(err error) error {
 	hint := "start it, or check the URL"
 	switch {
 	case errors.Is(err, engine.ErrKey):
@@ -138,7 +145,7 @@ func engineError(which string, err error) error {
 	case errors.Is(err, engine.ErrBadAnswer):
 		hint = "check that the URL is that of an OpenAI-compatible server"
 	}
-	return fmt.Errorf("--engine %s: %w: %s", clip(which), err, hint)
+	return fmt.Errorf("--engine %s: %w: %s", clip(*e.which), err, hint)
 }
 
 // secret reads a one-line secret from a file; no path is no secret.
