@@ -10,9 +10,10 @@ import (
 const (
 	// paceSize is how much of a request's body has to come within paceTime of
 	// waiting for it, so that nobody holds a stream by sending next to nothing.
-	// A relay asks its clients for the same.
+	// A relay asks its clients for the same in half the time, and tells them: it
+	// should be the one that gives up.
 	paceSize = 64 << 10
-	paceTime = 30 * time.Second
+	paceTime = time.Minute
 )
 
 // pacedBody is a request's body whose Read fails with os.ErrDeadlineExceeded when
