@@ -297,6 +297,7 @@ func (x *exchange) check() {
 		return
 	}
 	x.cancel()
+	x.upload.givenUp.Store(true)
 	if x.upload.progress.waiting() {
 		x.rc.SetReadDeadline(time.Unix(1, 0))
 	}

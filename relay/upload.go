@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -62,6 +63,7 @@ type upload struct {
 	body     io.Reader
 	progress progress
 	done     chan struct{} // unless nil, closed when nobody reads it any more
+	givenUp  atomic.Bool   // see exchange.check
 
 	mu     sync.Mutex // held while reading; guards the fields below
 	buffer *[bufferSize]byte
@@ -161,7 +163,12 @@ func (u *upload) Read(p []byte) (int, error) {
 // read reads from the client; u.mu is held.
 func (u *upload) read(p []byte) (int, error) {
 	u.progress.begin(u.relay.now())
-	n, err := u.body.Read(p)
+	n, err := 0, os.ErrDeadlineExceeded
+	// Looked at while progress is waiting: check either finds that and ends the
+	// Read, or was before it and is found here.
+	if !u.givenUp.Load() {
+		n, err = u.body.Read(p)
+	}
 	u.progress.end(u.relay.now(), n)
 	if u.left -= int64(n); u.left < 0 {
 		n, err = 0, errTooLarge
